@@ -1,0 +1,65 @@
+# Every target makes `.venv` when it is missing and needs nothing beforehand but python3 (>= 3.11) and make.
+# PYTHON=python3.12 chooses another interpreter; VENV=path another place for the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Tests run in $(JOBS) processes, so each gets one thread.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench verify gpu-check quality clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+# ---- the environment, in layers so that `make demo` installs no more than it needs -------------------------------
+
+# torch comes first and by itself: the package compiles against it (--no-build-isolation below).
+$(VENV)/.stamp-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; choose another with: make PYTHON=python3.x"; exit 1; }
+	@echo "== making $(VENV): torch, numpy and the build tools"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+	@$(PIP) torch numpy setuptools
+	@touch $@
+
+$(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	@echo "== installing nerve-kernels (editable, native ops compiled when there is a C++ compiler) and [segmentation]"
+	@$(PIP) --no-build-isolation --editable '.[segmentation]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-package
+	@echo "== installing the tools for tests, lint and benchmarks: [dev]"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# ---- what users run -----------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.stamp-package ## segment the pictures shipped with the package; overlays go to demo/
+	@echo "== segmenting the pictures in $(DEMO_SCENES) with the embedded models"
+	@$(BIN)/nerve-segment $(DEMO_SCENES) --out demo
+	@echo "== look at the overlays in demo/"
+
+# ---- what developers run ------------------------------------------------------------------------------------------
+
+test: $(VENV)/.stamp-dev ## all tests that need no GPU, and the examples in the docstrings
+	@echo "== tests and docstring examples, $(JOBS) processes of one thread each"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m 'not gpu' --doctest-modules src/nerve_kernels tests
+
+lint: $(VENV)/.stamp-dev ## ruff (rules and formatting) and mypy
+	@echo "== ruff check, ruff format, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean: ## remove builds, caches and demo/, but not .venv
+	@echo "== removing builds, caches and demo/"
+	@rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
