@@ -1,0 +1,32 @@
+// The kernel for processors with AVX2 and FMA: 32-byte vectors, 16 registers.
+
+#if defined(__x86_64__)
+
+#include "window_rows.h"
+
+// Whatever follows is compiled for these instructions and runs only where best_window_row_kernels() found them.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define INSTRUCTION_SET avx2
+#define VECTOR_BYTES 32
+#define QUANTUM_BYTES 16
+#define TOKENS_AT_ONCE 2
+#include "window_rows_kernel.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace nerve_kernels::cpu {
+const WindowRowKernels window_rows_avx2 = {
+    "avx2", QUANTUM_BYTES, avx2::multiply_row<float>, avx2::multiply_row<double>};
+}
+
+#endif
