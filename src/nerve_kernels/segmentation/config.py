@@ -1,0 +1,206 @@
+"""Every hyperparameter of the pipeline in one frozen dataclass, to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config_checks import CHECKS, SEQUENCE_FIELDS
+from .files import write_whole
+
+# What each stage depends on: features, affinity and walk can be reused while these stay the same.
+DIFFUSION_FIELDS = ("diffusion_size", "timesteps", "layers", "noise_seed")
+CLIP_FIELDS = (
+    "clip_size",
+    "clip_window",
+    "clip_stride",
+    "dense_features",
+    "clip_residual",
+    "clip_feed_forward",
+)
+AFFINITY_FIELDS = ("criterion", "temperature", "keep", "window", "cells", "beta", "backend")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NerveConfig:
+    """All hyperparameters of :class:`NervePipeline`; none of them is published by the paper.
+
+    Args:
+        diffusion_size: shorter side of the picture given to Stable Diffusion, in pixels,
+            rounded to what the UNet needs. The aspect ratio is kept, nothing is cropped.
+        timesteps: noise levels, each one UNet pass and each one more set of layers; from 0
+            (nearly no noise) to the scheduler's last (pure noise).
+        layers: which self-attention layers; an int or ``"grid:64"`` is the token grid's shorter
+            side, ``"latent/2"`` the grid of half the latent's resolution, any other text a
+            module name, its prefix, or a glob such as ``"up_blocks.3.*"``.
+        noise_seed: seed of the generator that draws the noise.
+        clip_size: shorter side of the picture given to CLIP, in pixels; None: the model's own.
+        clip_window: side of CLIP's sliding windows in pixels; None: the whole picture at once.
+        clip_stride: step between windows in pixels.
+        dense_features: CLIP's last block: ``"value"`` (MaskCLIP), ``"key_key"`` (ClearCLIP's
+            self-self attention), ``"query_query"``, or ``"query_key"`` (CLIP's own attention).
+        clip_residual: keep the residual connection of that block's attention.
+        clip_feed_forward: keep that block's feed-forward part with its residual.
+        templates: a named prompt list (``"imagenet80"``, ``"short"``, ``"photo"``, ``"name"``)
+            or prompts that each hold ``{}`` once.
+        seed_mode: ``"cosine"`` or ``"cross_attention"``.
+        seed_scale: factor on the cosine similarities before the softmax; None: CLIP's own.
+        background_words: words that together are the label ``background``; ``"default"`` is a
+            usual list; empty: no background.
+        probability_threshold: pixels whose best probability is below it become background,
+            or unlabelled where there is no background label. In [0, 1].
+        criterion: head weights by ``"entropy"`` (the paper), ``"information"``, or ``"uniform"``.
+        temperature: τ of the head weights, > 0.
+        keep: use the best so many maps only; None: all.
+        window: side of the local affinity's window in tokens, odd, or (rows, columns).
+        cells: cells of the global affinity along a side, or (rows, columns); None: min(16, side).
+        beta: share of the global affinity, in [0, 1].
+        walk: False gives the seeds alone, and Stable Diffusion is not run.
+        alpha: weight of the neighbours in each step, in [0, 1).
+        steps: number of steps; exactly one of `steps` and `tolerance` is given.
+        tolerance: largest distance to the walk's limit that is accepted, in (0, 1).
+        backend: None: the best there is.
+
+    Raises:
+        TypeError, ValueError: names the field, what came, what was wanted.
+
+    Source:
+        NERVE, arXiv 2511.08248; the values are this project's own.
+
+    Example:
+        >>> config = NerveConfig(alpha=0.9, window=9)
+        >>> NerveConfig.from_json(config.to_json()) == config
+        True
+        >>> NerveConfig(alpha=1.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: alpha: got 1.5, wanted a number in [0, 1)
+    """
+
+    diffusion_size: int = 512
+    timesteps: tuple[int, ...] = (100,)
+    layers: tuple[int | str, ...] = ("latent/1",)
+    noise_seed: int = 0
+    clip_size: int | None = 336
+    clip_window: int | None = 224
+    clip_stride: int = 112
+    dense_features: str = "key_key"
+    clip_residual: bool = False
+    clip_feed_forward: bool = False
+    templates: str | tuple[str, ...] = "imagenet80"
+    seed_mode: str = "cosine"
+    seed_scale: float | None = None
+    background_words: str | tuple[str, ...] = ()
+    probability_threshold: float = 0.0
+    criterion: str = "entropy"
+    temperature: float = 0.1
+    keep: int | None = None
+    window: int | tuple[int, int] = 7
+    cells: int | tuple[int, int] | None = None
+    beta: float = 0.5
+    walk: bool = True
+    alpha: float = 0.9
+    steps: int | None = 20
+    tolerance: float | None = None
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in SEQUENCE_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(value))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check = CHECKS[field.name]
+            if not check.type_matches(value):
+                raise TypeError(f"{field.name}: got {value!r}, wanted {check.wanted}")
+            if not check.value_matches(value):
+                raise ValueError(f"{field.name}: got {value!r}, wanted {check.wanted}")
+        if (self.steps is None) == (self.tolerance is None):
+            raise ValueError(
+                f"steps, tolerance: got steps={self.steps}, tolerance={self.tolerance}, wanted "
+                "exactly one of them; set the other to None"
+            )
+        if self.clip_window is not None and self.clip_stride > self.clip_window:
+            raise ValueError(
+                f"clip_stride: got {self.clip_stride}, wanted at most clip_window="
+                f"{self.clip_window}, or parts of the picture are never seen"
+            )
+
+    def replace(self, **changes: Any) -> NerveConfig:
+        """A copy with some fields changed; a given `steps` unsets `tolerance` and vice versa.
+
+        Args:
+            changes: field names and their new values.
+
+        Returns:
+            The new config.
+
+        Raises:
+            TypeError: an unknown field, with the nearest known name.
+
+        Example:
+            >>> NerveConfig().replace(tolerance=0.01).steps is None
+            True
+        """
+        _refuse_unknown(changes)
+        if changes.get("tolerance") is not None and "steps" not in changes:
+            changes["steps"] = None
+        if changes.get("steps") is not None and "tolerance" not in changes:
+            changes["tolerance"] = None
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The config as JSON text, one field a line, in the order of the class."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NerveConfig:
+        """A config from a mapping; what it does not name keeps its default."""
+        if not isinstance(values, dict):
+            raise TypeError(f"config: got {type(values).__name__}, wanted an object of fields")
+        return cls().replace(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> NerveConfig:
+        """A config from JSON text; what it does not name keeps its default.
+
+        Raises:
+            ValueError, TypeError: not JSON, an unknown key, or a field out of range.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config: not valid JSON: {error}") from error
+        return cls.from_dict(values)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the config as a JSON file, whole or not at all."""
+        return write_whole(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NerveConfig:
+        """Read a JSON file written by :meth:`save` or by hand."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def differing_field(one: NerveConfig, other: NerveConfig, names: tuple[str, ...]) -> str | None:
+    """The first of `names` in which two configs differ, or None."""
+    for name in names:
+        if getattr(one, name) != getattr(other, name):
+            return name
+    return None
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(NerveConfig)]
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+            raise TypeError(f"config: unknown field {name!r}; {hint}")

@@ -1,0 +1,36 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write `content` to `path` through a temporary file in the same folder.
+
+    A reader never sees half a file, and a crash leaves the old one in place.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        content: the bytes of the whole file.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: where the folder cannot be made or written to.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are readable by their owner only, and would stay so once renamed.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return target

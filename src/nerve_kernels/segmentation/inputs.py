@@ -1,0 +1,94 @@
+"""Which pictures a command line means: files, folders, globs; and where results go."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+LABELS_FILE = "labels.txt"
+
+
+def find_pictures(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Expand files, folders and globs.
+
+    Args:
+        arguments: a file is taken as it is, whatever its name; of a folder the files that are
+            called like pictures; a glob may use ``**`` for any depth.
+
+    Returns:
+        The files, each once, in the order of the arguments (by name within one), and one plain
+        line for each argument that gave none.
+    """
+    found: dict[Path, None] = {}
+    complaints: list[str] = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if _is_called_like_a_picture(file))
+            if not files:
+                complaints.append(f"{argument}: no pictures in this folder")
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(argument):
+            matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute and ** alike)
+            files = sorted(file for file in matches if _is_called_like_a_picture(file))
+            if not files:
+                complaints.append(f"{argument}: no picture fits this pattern")
+        else:
+            files = []
+            complaints.append(f"{argument}: no such file or folder")
+        found.update(dict.fromkeys(files))
+    return list(found), complaints
+
+
+def result_stems(pictures: Iterable[Path], folder: Path) -> list[Path]:
+    """Where each picture's results go: its name in `folder`, numbered where names repeat.
+
+    Example:
+        >>> [str(stem) for stem in result_stems([Path("a/x.png"), Path("b/x.jpg")], Path("out"))]
+        ['out/x', 'out/x_2']
+    """
+    taken: set[str] = set()
+    stems: list[Path] = []
+    for picture in pictures:
+        name, number = picture.stem, 1
+        # Without regard to case: some file systems have none.
+        while name.casefold() in taken:
+            number += 1
+            name = f"{picture.stem}_{number}"
+        taken.add(name.casefold())
+        stems.append(folder / name)
+    return stems
+
+
+def labels_beside(picture: Path) -> str | None:
+    """The labels written beside a picture: ``NAME.txt``, else the folder's ``labels.txt``.
+
+    Args:
+        picture: a picture file.
+
+    Returns:
+        The text, labels separated by commas or line ends, or None where there is neither file.
+    """
+    for candidate in (picture.with_suffix(".txt"), picture.with_name(LABELS_FILE)):
+        if candidate.is_file() and candidate != picture:
+            return candidate.read_text(encoding="utf-8")
+    return None
+
+
+def _is_called_like_a_picture(path: Path) -> bool:
+    return path.suffix.lower() in _picture_suffixes() and path.is_file()
+
+
+@cache
+def _picture_suffixes() -> frozenset[str]:
+    readable = {
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in ("PDF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS", "WMF")
+    }
+    return frozenset(readable)

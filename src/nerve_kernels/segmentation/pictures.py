@@ -1,0 +1,112 @@
+"""Any picture file or array to upright 8-bit RGB, and from there to a tensor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+PictureLike = Image.Image | np.ndarray | str | os.PathLike[str]
+
+
+class NotAPictureError(ValueError):
+    """What was given cannot be read as a picture."""
+
+
+def load_picture(picture: PictureLike) -> Image.Image:
+    """Read a picture as upright 8-bit RGB.
+
+    EXIF rotation is applied; transparency is laid on white; grey, palette, CMYK, 16-bit and
+    floating-point pictures are converted; of an animation the first frame is taken.
+
+    Args:
+        picture: a path, a ``PIL.Image.Image``, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    Returns:
+        A ``PIL.Image.Image`` of mode RGB. The argument is left as it was.
+
+    Raises:
+        FileNotFoundError: no such file.
+        NotAPictureError: the file is no picture, or is damaged.
+        TypeError: none of the accepted types, or an array that is not uint8.
+
+    Example:
+        >>> load_picture(Image.new("LA", (4, 2))).mode
+        'RGB'
+    """
+    if isinstance(picture, Image.Image):
+        return _to_rgb(picture)
+    if isinstance(picture, np.ndarray):
+        return _to_rgb(_from_array(picture))
+    if not isinstance(picture, (str, os.PathLike)):
+        raise TypeError(f"picture: got {type(picture).__name__}, wanted a path, a PIL image or a uint8 array")
+    path = Path(picture)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _to_rgb(opened)
+    except Image.DecompressionBombError as error:
+        raise NotAPictureError(f"{path}: too large a picture ({error})") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # Pillow reports damage in many ways; each ends here as one plain sentence.
+        reason = "not a picture" if "cannot identify" in str(error) else f"unreadable ({error})"
+        raise NotAPictureError(f"{path}: {reason}") from error
+
+
+def to_tensor(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a picture and give it as a float tensor.
+
+    Args:
+        picture: an RGB picture.
+        size: (height, width) in pixels.
+
+    Returns:
+        (1, 3, height, width) float32 in [0, 1], on the CPU.
+
+    Example:
+        >>> to_tensor(Image.new("RGB", (4, 2), "white"), (2, 3)).shape
+        torch.Size([1, 3, 2, 3])
+    """
+    height, width = size
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.array(picture, dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(torch.float32) / 255.0
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise TypeError(
+            f"picture: got an array of {array.dtype} {array.shape}, wanted uint8 (H, W), "
+            "(H, W, 3) or (H, W, 4); scale floats to 0..255 and convert first"
+        )
+    if 0 in array.shape:
+        raise NotAPictureError(f"picture: the array {array.shape} has no pixels")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith(("I", "F")):
+        upright = _to_eight_bits(upright)
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        with_alpha = upright.convert("RGBA")
+        white = Image.new("RGBA", with_alpha.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits; Pillow alone would clip it to white."""
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+    if picture.mode == "F" and values.max(initial=0.0) <= 1.0:
+        values = values * 255.0
+    elif picture.mode.startswith("I;16") or values.max(initial=0.0) > 255.0:
+        values = values / 257.0  # 65535 becomes 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,289 @@
+"""The whole method: from a picture and words to a label for each pixel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+import nerve_kernels as nk
+
+from .affinity_building import AffinityBuilder
+from .capture import CapturedLayer
+from .clip import DenseClip, PatchEmbeddings
+from .config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
+from .diffusion import DiffusionFeatures
+from .pictures import PictureLike, load_picture
+from .presets import DEFAULT_PRESET, find_preset
+from .prompts import LabelSet, LabelsLike, parse_labels
+from .result import Segmentation
+from .seeds import label_similarity, resize_seeds, seeds_from_similarity
+from .templates import resolve_templates
+from .upsampling import best_labels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """All that depends on the picture and not on the words; made by :meth:`NervePipeline.encode`.
+
+    Args:
+        picture: upright RGB.
+        patches: CLIP's patch embeddings.
+        config: what they were made with.
+        builder: makes affinities from Stable Diffusion's queries and keys; None where the walk
+            is off or :meth:`without_layers` let go of them.
+    """
+
+    picture: Image.Image
+    patches: PatchEmbeddings
+    config: NerveConfig
+    builder: AffinityBuilder | None = None
+    grid: tuple[int, int] | None = None
+    _affinities: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def layers(self) -> tuple[CapturedLayer, ...]:
+        """The captured queries and keys."""
+        return () if self.builder is None else self.builder.layers
+
+    def affinity(self, config: NerveConfig) -> Any:
+        """The affinity for a config's head weights, window, cells and mix; built once each.
+
+        Raises:
+            ValueError: it is not there and there are no queries and keys to build it from.
+        """
+        key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
+        if key not in self._affinities:
+            if self.builder is None:
+                raise ValueError(
+                    "features: they hold no queries and keys to build this affinity from; "
+                    "encode the picture again with walk=True and these settings"
+                )
+            self._affinities[key] = self.builder.build(config)
+        return self._affinities[key]
+
+    def without_layers(self) -> ImageFeatures:
+        """The same features with the affinities built so far, without queries and keys."""
+        return replace(self, builder=None)
+
+
+class NervePipeline:
+    """Training-free open-vocabulary segmentation.
+
+    1. Stable Diffusion's self-attention, heads weighted by entropy, becomes an affinity S.
+    2. CLIP's patches and the labels' words become seeds G.
+    3. P = the random walk with restart of G over S; the best label at each pixel.
+
+    Args:
+        diffusion: :class:`DiffusionFeatures`.
+        clip: :class:`DenseClip`.
+        config: all hyperparameters.
+
+    Source:
+        NERVE, arXiv 2511.08248.
+    """
+
+    def __init__(self, *, diffusion: DiffusionFeatures, clip: DenseClip, config: NerveConfig | None = None) -> None:
+        self.diffusion = diffusion
+        self.clip = clip
+        self.config = config or NerveConfig()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *,
+        diffusion: str | os.PathLike[str],
+        clip: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        config: NerveConfig | None = None,
+    ) -> NervePipeline:
+        """Load two checkpoints; only safetensors are read and no code from the hub is run.
+
+        Args:
+            diffusion: folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint.
+            clip: folder or hub id of a CLIP checkpoint.
+            device: None: a GPU if there is one, else the CPU.
+            dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
+            config: None: the defaults.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            MissingExtraError: diffusers or transformers is not installed.
+            ModelLoadError: a checkpoint is incomplete, unknown, or out of reach.
+            ValueError: a device or dtype that cannot be used.
+        """
+        return cls(
+            diffusion=DiffusionFeatures.from_pretrained(diffusion, device=device, dtype=dtype),
+            clip=DenseClip.from_pretrained(clip, device=device, dtype=dtype),
+            config=config,
+        )
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str = DEFAULT_PRESET,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        config: NerveConfig | None = None,
+    ) -> NervePipeline:
+        """Load a named pair of checkpoints with its settings.
+
+        Args:
+            name: ``"embedded"``, ``"sd15-clip-b16"`` or ``"sd15-clip-l14"``.
+            device, dtype: as in :meth:`from_pretrained`.
+            config: in place of the preset's settings.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ValueError: an unknown name. Else as :meth:`from_pretrained`.
+        """
+        preset = find_preset(name)
+        return cls.from_pretrained(
+            diffusion=preset.diffusion,
+            clip=preset.clip,
+            device=device,
+            dtype=dtype,
+            config=config or preset.config,
+        )
+
+    def __call__(self, image: PictureLike, labels: LabelsLike, **overrides: Any) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array (H, W, 3).
+            labels: ``"cat, dog|puppy, grass"``, or a list of such labels; names joined by ``|``
+                are synonyms, of which the best match counts.
+            overrides: fields of :class:`NerveConfig` for this call.
+
+        Returns:
+            The segmentation at the picture's resolution.
+
+        Raises:
+            ValueError, TypeError: labels, picture or an override that cannot be used.
+        """
+        config = self.config.replace(**overrides)
+        self._check_labels(labels, config)  # before the costly part
+        return self.segment(self.encode(image, config=config), labels, config=config)
+
+    @torch.no_grad()
+    def encode(self, image: PictureLike, *, config: NerveConfig | None = None) -> ImageFeatures:
+        """The part that does not depend on the words: patch embeddings and the affinity.
+
+        Args:
+            image: a path, a PIL image, or a uint8 array.
+            config: None: the pipeline's own. With ``walk=False`` Stable Diffusion is not run.
+
+        Returns:
+            Features for any number of calls of :meth:`segment`.
+        """
+        config = config or self.config
+        picture = load_picture(image)
+        patches = self.clip.embed_picture(
+            picture,
+            short_side=config.clip_size,
+            window=config.clip_window,
+            stride=config.clip_stride,
+            features=config.dense_features,
+            residual=config.clip_residual,
+            feed_forward=config.clip_feed_forward,
+        )
+        if not config.walk:
+            return ImageFeatures(picture, patches, config)
+        layers = self.diffusion(
+            picture,
+            short_side=config.diffusion_size,
+            timesteps=config.timesteps,
+            layers=config.layers,
+            # On the CPU, so that a seed means the same noise on every machine.
+            generator=torch.Generator().manual_seed(config.noise_seed),
+        )
+        builder = AffinityBuilder(layers)
+        features = ImageFeatures(picture, patches, config, builder, builder.grid)
+        features.affinity(config)
+        return features
+
+    @torch.no_grad()
+    def segment(
+        self, features: ImageFeatures, labels: LabelsLike, *, config: NerveConfig | None = None
+    ) -> Segmentation:
+        """Segment encoded features by words.
+
+        Args:
+            features: from :meth:`encode`.
+            labels: as in :meth:`__call__`.
+            config: None: the one the features were made with. It may differ in everything that
+                comes after the two models: head weights, affinity, walk, seeds, prompts.
+
+        Returns:
+            The segmentation at the picture's resolution.
+
+        Raises:
+            ValueError: unusable labels, or a config that needs the picture encoded anew.
+        """
+        config = config or features.config
+        self._check_config(features, config)
+        label_set = self._check_labels(labels, config)
+        texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
+        similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
+        probabilities = seeds_from_similarity(
+            similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
+        )
+        grid = features.patches.grid
+        if config.walk:
+            affinity = features.affinity(config)
+            assert features.grid is not None  # an affinity has been built, so there is a grid
+            probabilities = resize_seeds(probabilities, grid, features.grid)
+            grid = features.grid
+            probabilities = nk.random_walk(
+                probabilities,
+                affinity,
+                alpha=config.alpha,
+                steps=config.steps,
+                tol=config.tolerance,
+                backend=config.backend,
+            )
+        planes = probabilities.T.reshape(-1, *grid)
+        picture = features.picture
+        label_map = best_labels(
+            planes,
+            (picture.height, picture.width),
+            threshold=config.probability_threshold,
+            background=label_set.background,
+        )
+        return Segmentation(
+            picture=picture,
+            labels=label_set.shown,
+            label_map=label_map.cpu(),
+            token_probabilities=planes.cpu(),
+            background=label_set.background,
+        )
+
+    @staticmethod
+    def _check_labels(labels: LabelsLike, config: NerveConfig) -> LabelSet:
+        label_set = parse_labels(labels, config.background_words)
+        if len(label_set.names) < 2:
+            raise ValueError(
+                f"labels: got only {label_set.shown[0]!r}, so every pixel would be that; give a "
+                "second label, or background words ('default' is a usual list)"
+            )
+        return label_set
+
+    @staticmethod
+    def _check_config(features: ImageFeatures, config: NerveConfig) -> None:
+        fields: Sequence[str] = CLIP_FIELDS + (DIFFUSION_FIELDS if config.walk else ())
+        name = differing_field(features.config, config, tuple(fields))
+        if name is not None:
+            raise ValueError(
+                f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
+                f"{getattr(features.config, name)!r}; encode the picture again with this config"
+            )

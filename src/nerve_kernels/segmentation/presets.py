@@ -1,0 +1,110 @@
+"""Named pairs of checkpoints with the settings that go with them. All of this is data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .config import NerveConfig
+from .loading import ModelLoadError
+
+EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Two checkpoints and the settings that differ from :class:`NerveConfig`'s defaults.
+
+    Args:
+        diffusion: folder or hub id of a Stable Diffusion checkpoint.
+        clip: folder or hub id of a CLIP checkpoint.
+        description: one line for the command line's help.
+        settings: fields of the config.
+    """
+
+    diffusion: str
+    clip: str
+    description: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> NerveConfig:
+        """The preset's config."""
+        return NerveConfig().replace(**self.settings)
+
+
+_STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "embedded": Preset(
+            diffusion=str(EMBEDDED_FOLDER / "diffusion"),
+            clip=str(EMBEDDED_FOLDER / "clip"),
+            description="small models that ship with the package; nothing is downloaded",
+            settings={
+                "diffusion_size": 128,
+                "timesteps": (100,),
+                "layers": ("latent/1",),
+                "clip_size": 128,
+                "clip_window": None,
+                "dense_features": "key_key",
+                "templates": "photo",
+                "window": 7,
+                "cells": 16,
+            },
+        ),
+        # What nearby methods use: one late timestep, the UNet's last 64x64 layers, the field's
+        # windows of 224 every 112 on a short side of 336 (whole pictures for the 336 model).
+        "sd15-clip-b16": Preset(
+            diffusion=_STABLE_DIFFUSION_15,
+            clip="openai/clip-vit-base-patch16",
+            description="Stable Diffusion 1.5 with CLIP ViT-B/16, from the hub",
+            settings={"layers": ("up_blocks.3.*",)},
+        ),
+        "sd15-clip-l14": Preset(
+            diffusion=_STABLE_DIFFUSION_15,
+            clip="openai/clip-vit-large-patch14-336",
+            description="Stable Diffusion 1.5 with CLIP ViT-L/14 at 336 pixels, from the hub",
+            settings={"layers": ("up_blocks.3.*",), "clip_size": 336, "clip_window": None},
+        ),
+    }
+)
+DEFAULT_PRESET = "embedded"
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Args:
+        name: a key of ``PRESETS``.
+
+    Returns:
+        The preset.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one.
+        ModelLoadError: the embedded models are not in this installation.
+
+    Example:
+        >>> find_preset("sd15-clip-b16").clip
+        'openai/clip-vit-base-patch16'
+        >>> find_preset("sd15-clip-b61")
+        Traceback (most recent call last):
+            ...
+        ValueError: preset: got 'sd15-clip-b61', wanted one of embedded, sd15-clip-b16, \
+sd15-clip-l14; did you mean 'sd15-clip-b16'?
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"preset: got {name!r}, wanted one of {', '.join(PRESETS)}{hint}")
+    if name == "embedded" and not (EMBEDDED_FOLDER / "diffusion").is_dir():
+        raise ModelLoadError(
+            f"preset: the embedded models are not in {EMBEDDED_FOLDER}; install the package "
+            "again, or name checkpoints with diffusion and clip"
+        )
+    return PRESETS[name]

@@ -1,0 +1,170 @@
+"""Labels as people write them: synonyms, background words, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BACKGROUND = "background"
+
+# Stuff that photographs commonly show around the things asked for.
+DEFAULT_BACKGROUND_WORDS: tuple[str, ...] = (
+    "sky",
+    "wall",
+    "tree",
+    "wood",
+    "grass",
+    "road",
+    "sea",
+    "river",
+    "mountain",
+    "sand",
+    "building",
+    "cloud",
+    "floor",
+    "ceiling",
+    "door",
+    "window",
+    "curtain",
+    "shelf",
+    "fence",
+    "hill",
+)
+
+LabelsLike = str | Sequence[str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels, each with all its names.
+
+    Args:
+        names: one tuple of names a label; the first is the one shown.
+        background: index of the label that stands for "nothing of this", or None.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    background: int | None = None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The first name of each label."""
+        return tuple(names[0] for names in self.names)
+
+    @property
+    def flat_names(self) -> tuple[str, ...]:
+        """What CLIP is asked, label after label; the background is asked by its words."""
+        flat: list[str] = []
+        for index, names in enumerate(self.names):
+            flat.extend(names[1:] if index == self.background and len(names) > 1 else names)
+        return tuple(flat)
+
+    @property
+    def label_of_name(self) -> tuple[int, ...]:
+        """For each of `flat_names`, the index of its label."""
+        owners: list[int] = []
+        for index, names in enumerate(self.names):
+            hidden = 1 if index == self.background and len(names) > 1 else 0
+            owners.extend([index] * (len(names) - hidden))
+        return tuple(owners)
+
+
+def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ()) -> LabelSet:
+    """Read labels and their synonyms.
+
+    A text is cut at commas and line ends, each label at ``|``; of several names the best
+    match at a place counts. Background words become one label, ``background``, put first.
+    A label whose first name is ``background`` is the background as well.
+
+    Args:
+        labels: ``"cat, dog|puppy"``, or a sequence of such labels or of sequences of names.
+        background_words: words of the background, or ``"default"`` for a usual list (without
+            those that are labels themselves).
+
+    Returns:
+        The labels.
+
+    Raises:
+        ValueError: no labels, an empty label, or a name given twice.
+        TypeError: something that is not text.
+
+    Example:
+        >>> parse_labels("cat, dog|puppy").names
+        (('cat',), ('dog', 'puppy'))
+        >>> parse_labels(["cat"], ["sky", "wall"]).shown
+        ('background', 'cat')
+        >>> parse_labels("cat,, dog")
+        Traceback (most recent call last):
+            ...
+        ValueError: labels: label 2 is empty; write names between the commas, as in 'cat, dog|puppy'
+    """
+    split = [_names_of(label, number) for number, label in enumerate(_pieces(labels), start=1)]
+    if not split:
+        raise ValueError("labels: got none, wanted at least one, as in 'cat, dog|puppy'")
+    words = _background_names(background_words, split)
+    background = None
+    if words:
+        split.insert(0, (BACKGROUND, *words))
+        background = 0
+    _refuse_duplicates(split)
+    for index, names in enumerate(split):
+        if names[0].casefold() == BACKGROUND:
+            background = index
+    return LabelSet(names=tuple(split), background=background)
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Words between commas, as the command line gives them.
+
+    Example:
+        >>> split_words("sky, wall")
+        ('sky', 'wall')
+    """
+    return tuple(piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip())
+
+
+def _pieces(labels: LabelsLike) -> list[str | Sequence[str]]:
+    if isinstance(labels, str):
+        text = labels.strip()
+        return list(re.split(r"[,\n]", text)) if text else []
+    if not isinstance(labels, Sequence):
+        raise TypeError(f"labels: got {type(labels).__name__}, wanted a text or a list of labels")
+    return list(labels)
+
+
+def _names_of(label: str | Sequence[str], number: int) -> tuple[str, ...]:
+    names = label.split("|") if isinstance(label, str) else label
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"labels: label {number} is {label!r}, wanted text or a list of names")
+    cleaned = tuple(" ".join(name.split()) for name in names)
+    if not cleaned or not any(cleaned):
+        raise ValueError(f"labels: label {number} is empty; write names between the commas, as in 'cat, dog|puppy'")
+    if not all(cleaned):
+        raise ValueError(f"labels: label {number} ({label!r}) has an empty synonym; write names around each '|'")
+    return cleaned
+
+
+def _background_names(words: str | Sequence[str], labels: list[tuple[str, ...]]) -> tuple[str, ...]:
+    if words == "default":
+        taken = {name.casefold() for names in labels for name in names}
+        return tuple(word for word in DEFAULT_BACKGROUND_WORDS if word not in taken)
+    if isinstance(words, str):
+        words = split_words(words)
+    cleaned = tuple(" ".join(word.split()) for word in words)
+    if not all(cleaned):
+        raise ValueError("background_words: got an empty word, wanted words such as 'sky'")
+    return cleaned
+
+
+def _refuse_duplicates(labels: list[tuple[str, ...]]) -> None:
+    owner: dict[str, str] = {}
+    for names in labels:
+        for name in names:
+            key = name.casefold()
+            if key in owner:
+                raise ValueError(
+                    f"labels: {name!r} is given twice (in {owner[key]!r} and {names[0]!r}); "
+                    "each name may stand for one label only, so remove one"
+                )
+            owner[key] = names[0]

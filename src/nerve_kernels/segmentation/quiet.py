@@ -1,0 +1,13 @@
+"""On a command line the libraries' own bars and warnings would bury the one line that matters."""
+
+from __future__ import annotations
+
+
+def quiet_libraries() -> None:
+    """Let diffusers and transformers report errors only, and draw no progress bars."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

@@ -1,0 +1,123 @@
+"""What the pipeline gives back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .files import write_whole
+from .render import indexed_picture, render_overlay
+from .upsampling import upsample
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A label for each pixel of a picture, and how probable each label is there.
+
+    Args:
+        picture: the picture, upright RGB.
+        labels: shown names; ``background`` comes first where background words were given.
+        label_map: (H, W) int64, an index into `labels`; -1 where nothing was probable enough
+            and there is no background label.
+        token_probabilities: (C, h, w) float32 on the token grid; they sum to 1 over C.
+        background: index of the background label, or None.
+    """
+
+    picture: Image.Image
+    labels: tuple[str, ...]
+    label_map: torch.Tensor
+    token_probabilities: torch.Tensor
+    background: int | None = None
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """(C, H, W) float32 at the picture's resolution, made at first use."""
+        return upsample(self.token_probabilities, (self.picture.height, self.picture.width))
+
+    def summary(self) -> dict[str, Any]:
+        """Size and, for each label, area and mean probability, ready for JSON.
+
+        Returns:
+            ``width``, ``height``, ``unlabelled_pixels`` and ``labels``: for each its name, its
+            ``area_pixels``, ``area_fraction``, ``mean_probability`` (over the whole picture) and
+            ``mean_probability_inside`` (over its own pixels; None where it has none).
+        """
+        pixels = self.label_map.numel()
+        size = (self.picture.height, self.picture.width)
+        rows = []
+        for index, name in enumerate(self.labels):
+            inside = self.label_map == index
+            # One label at a time, so that many labels do not fill the memory.
+            probability = upsample(self.token_probabilities[index : index + 1], size)[0]
+            area = int(inside.sum())
+            rows.append(
+                {
+                    "label": name,
+                    "area_pixels": area,
+                    "area_fraction": area / pixels,
+                    "mean_probability": float(probability.double().mean()),
+                    "mean_probability_inside": (float(probability[inside].double().mean()) if area else None),
+                }
+            )
+        return {
+            "width": self.picture.width,
+            "height": self.picture.height,
+            "unlabelled_pixels": int((self.label_map < 0).sum()),
+            "labels": rows,
+        }
+
+    def overlay(self, *, side_by_side: bool = False) -> Image.Image:
+        """The picture with its labels coloured and named; see :func:`render_overlay`."""
+        return render_overlay(
+            self.picture,
+            self.label_map,
+            self.labels,
+            background=self.background,
+            side_by_side=side_by_side,
+        )
+
+    def indexed(self) -> Image.Image:
+        """Labels as palette indices; see :func:`indexed_picture`."""
+        return indexed_picture(self.label_map, background=self.background)
+
+    def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
+        """Write overlay, labels and summary, each whole or not at all.
+
+        Args:
+            path: where to, without suffix: ``out/cat`` gives ``out/cat_overlay.png``,
+                ``out/cat_labels.png`` and ``out/cat.json``. A suffix ``.png`` or ``.json`` is
+                taken off first.
+            side_by_side: show the picture as it was beside the overlay.
+
+        Returns:
+            The three paths by the names ``overlay``, ``labels`` and ``summary``.
+
+        Raises:
+            OSError: where the folder cannot be made or written to.
+        """
+        stem = Path(path)
+        if stem.suffix.lower() in (".png", ".json"):
+            stem = stem.with_suffix("")
+        contents = {
+            "overlay": ("_overlay.png", _png(self.overlay(side_by_side=side_by_side))),
+            "labels": ("_labels.png", _png(self.indexed())),
+            "summary": (".json", (json.dumps(self.summary(), indent=2) + "\n").encode()),
+        }
+        return {
+            name: write_whole(stem.with_name(stem.name + ending), content)
+            for name, (ending, content) in contents.items()
+        }
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()

@@ -1,0 +1,117 @@
+"""Which patch is which label, as CLIP sees it: the seeds G of the walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as functional
+
+from .config_checks import SEED_MODES
+
+
+def label_similarity(patches: torch.Tensor, texts: torch.Tensor, label_of_name: Sequence[int]) -> torch.Tensor:
+    """Cosine similarity of every patch with every label: the best of the label's names.
+
+    sim[i, c] = max over the names n of label c of patches[i] · texts[n]
+
+    Args:
+        patches: (N, D) embeddings of unit length (averages of such over windows).
+        texts: (names, D) embeddings of unit length.
+        label_of_name: for each row of `texts` the index of its label, 0 .. C - 1.
+
+    Returns:
+        (N, C) float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> patches = torch.eye(2)
+        >>> texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+        >>> [[round(v, 1) for v in row] for row in label_similarity(patches, texts, [0, 1, 1]).tolist()]
+        [[1.0, 0.6], [0.0, 1.0]]
+    """
+    if patches.ndim != 2 or texts.ndim != 2 or patches.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"patches, texts: got {tuple(patches.shape)} and {tuple(texts.shape)}, wanted (N, D) and (names, D)"
+        )
+    if len(label_of_name) != texts.shape[0]:
+        raise ValueError(
+            f"label_of_name: got {len(label_of_name)} entries, wanted one for each of the "
+            f"{texts.shape[0]} rows of texts"
+        )
+    by_name = patches.float() @ texts.float().T
+    owners = torch.tensor(label_of_name, device=by_name.device).expand_as(by_name)
+    count = max(label_of_name) + 1
+    empty = by_name.new_full((by_name.shape[0], count), -torch.inf)
+    return empty.scatter_reduce(1, owners, by_name, reduce="amax")
+
+
+def seeds_from_similarity(similarity: torch.Tensor, *, mode: str, scale: float) -> torch.Tensor:
+    """Label probabilities at each patch.
+
+    ``cosine``:          G[i] = softmax_c(scale · sim[i, c])
+    ``cross_attention``: a[i, c] = softmax_i(scale · sim[i, c]), G[i, c] = a[i, c] / Σ_c a[i, c]
+
+    Args:
+        similarity: (N, C) cosine similarities.
+        mode: ``"cosine"`` or ``"cross_attention"`` (each label attends over the patches; the
+            paper's wording).
+        scale: > 0; CLIP's own is about 100.
+
+    Returns:
+        (N, C) float32; rows sum to 1.
+
+    Raises:
+        ValueError: an unknown mode, a scale that is not positive, a wrong shape.
+
+    Source:
+        NERVE, arXiv 2511.08248.
+
+    Example:
+        >>> similarity = torch.tensor([[0.3, 0.1], [0.2, 0.2]])
+        >>> seeds_from_similarity(similarity, mode="cosine", scale=10.0).sum(1).tolist()
+        [1.0, 1.0]
+    """
+    if similarity.ndim != 2:
+        raise ValueError(f"similarity: got shape {tuple(similarity.shape)}, wanted (N, C)")
+    if not scale > 0:
+        raise ValueError(f"scale: got {scale}, wanted a number > 0")
+    if mode not in SEED_MODES:
+        raise ValueError(f"mode: got {mode!r}, wanted {' or '.join(map(repr, SEED_MODES))}")
+    logits = similarity.float() * scale
+    if mode == "cross_attention":
+        # In logarithms, so that a patch which no label attends to does not become 0 / 0.
+        logits = logits.log_softmax(dim=0)
+    return logits.softmax(dim=1)
+
+
+def resize_seeds(seeds: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Bring seeds from one token grid to another, bilinearly.
+
+    Args:
+        seeds: (H*W, C), rows sum to 1.
+        grid: (H, W).
+        new_grid: (H', W').
+
+    Returns:
+        (H'*W', C) float32; rows sum to 1.
+
+    Raises:
+        ValueError: the number of rows is not H * W.
+
+    Example:
+        >>> resize_seeds(torch.full((6, 2), 0.5), (2, 3), (5, 7)).shape
+        torch.Size([35, 2])
+    """
+    if seeds.ndim != 2 or seeds.shape[0] != grid[0] * grid[1]:
+        raise ValueError(
+            f"seeds: got shape {tuple(seeds.shape)}, wanted ({grid[0] * grid[1]}, C) for the grid {grid[0]}x{grid[1]}"
+        )
+    if grid == new_grid:
+        return seeds.float()
+    planes = seeds.float().T.reshape(1, -1, *grid)
+    resized = functional.interpolate(planes, size=new_grid, mode="bilinear", align_corners=False)
+    rows = resized[0].flatten(1).T
+    return rows / rows.sum(dim=1, keepdim=True)

@@ -1,0 +1,111 @@
+"""Stable Diffusion and CLIP with random weights and a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+MERGED_WORDS = ("photo", "cat", "dog", "grass", "sky")
+
+
+def make_tokenizer(longest: int = 16):
+    """A byte-level BPE that knows a few words and spells the others."""
+    from transformers import CLIPTokenizer
+
+    letters = list("abcdefghijklmnopqrstuvwxyz0123456789.,-'|")
+    vocabulary = {piece: index for index, piece in enumerate([*letters, *(f"{c}</w>" for c in letters)])}
+    merges: list[tuple[str, str]] = []
+    for word in MERGED_WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            joined = pieces[0] + pieces[1]
+            if joined not in vocabulary:
+                merges.append((pieces[0], pieces[1]))
+                vocabulary[joined] = len(vocabulary)
+            pieces[:2] = [joined]
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=longest)
+
+
+def text_settings(tokenizer, longest: int = 16) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": longest,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def make_stable_diffusion(folder: Path) -> None:
+    """Attention at the latent's resolution and at half of it; a VAE that shrinks by 4."""
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=12,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    parts = {
+        "unet": unet,
+        "vae": vae,
+        "scheduler": PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
+        "tokenizer": tokenizer,
+    }
+    # Saved one by one: importing StableDiffusionPipeline itself takes several seconds.
+    index: dict[str, object] = {"_class_name": "StableDiffusionPipeline"}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        library = type(part).__module__.partition(".")[0]
+        index[name] = [library, type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def make_clip(folder: Path) -> None:
+    """Patch 8, made for 32 x 32 pixels."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    config = CLIPConfig(
+        text_config=text_settings(tokenizer),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=24,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
