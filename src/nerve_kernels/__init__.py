@@ -1,0 +1,44 @@
+"""Training-free open-vocabulary segmentation: attention entropy, affinities and the random walk, fast and exact.
+
+Three stages, ``attention → affinity → walk``; :mod:`nerve_kernels.reference` defines each of them in dense float64.
+"""
+
+from importlib.metadata import version
+
+from . import reference
+from ._backends import BackendUnavailableError, available_backends, show_config
+from .affinity import LocalAffinity, LowRankAffinity, MixedAffinity, mix
+from .affinity_from_attention import global_affinity, local_affinity
+from .attention import (
+    attention_entropy,
+    attention_map_entropy,
+    attention_marginal,
+    fuse_attention,
+    fuse_attention_maps,
+    head_weights,
+)
+from .walk import random_walk, random_walk_limit
+
+__version__ = version("nerve-kernels")
+
+__all__ = [
+    "BackendUnavailableError",
+    "LocalAffinity",
+    "LowRankAffinity",
+    "MixedAffinity",
+    "__version__",
+    "attention_entropy",
+    "attention_map_entropy",
+    "attention_marginal",
+    "available_backends",
+    "fuse_attention",
+    "fuse_attention_maps",
+    "global_affinity",
+    "head_weights",
+    "local_affinity",
+    "mix",
+    "random_walk",
+    "random_walk_limit",
+    "reference",
+    "show_config",
+]

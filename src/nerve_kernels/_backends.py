@@ -1,0 +1,146 @@
+"""Which implementation runs: every operation lists its backends, each with a predicate that can say why not.
+
+A backend is chosen in the order of ``PREFERENCE``; one that the caller names runs or raises with the reason, and never
+another in its place.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+PREFERENCE = ("cuda", "triton", "cpp", "eager")
+
+DESCRIPTIONS = {
+    "eager": "plain PyTorch on any device, structured, never an N × N matrix",
+    "cpp": "C++ with SIMD and threads on the CPU",
+    "triton": "fused Triton kernels on a GPU",
+    "cuda": "persistent CUDA C++ kernels on a GPU",
+}
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was named that cannot run this operation on these inputs; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's implementation of one operation and the predicate that admits inputs to it."""
+
+    run: Callable[..., Any]
+    reason_against: Callable[[tuple[Tensor, ...]], str | None]
+
+
+_implementations: dict[str, dict[str, Implementation]] = {}
+
+
+def register(
+    operation: str,
+    backend: str,
+    run: Callable[..., Any],
+    reason_against: Callable[[tuple[Tensor, ...]], str | None] = lambda tensors: None,
+) -> None:
+    """Add a backend to an operation. ``reason_against`` returns None where it can run, else why it cannot."""
+    _implementations.setdefault(operation, {})[backend] = Implementation(run, reason_against)
+
+
+def native_cpu_reason(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why the compiled CPU extension cannot take these tensors, or None where it can."""
+    if not _native.extension_loaded():
+        return f"the compiled extension is not loaded: {_native.load_error()}"
+    devices = sorted({tensor.device.type for tensor in tensors})
+    return None if devices == ["cpu"] else f"it runs on cpu tensors, got {', '.join(devices)}"
+
+
+def can_run(operation: str, backend: str, tensors: tuple[Tensor, ...], *, raise_error: bool = False) -> bool:
+    """Whether ``backend`` can run ``operation`` on these tensors; with ``raise_error`` the reason is raised instead."""
+    available = _implementations[operation]
+    if backend in available:
+        reason = available[backend].reason_against(tensors)
+    elif backend in PREFERENCE:
+        reason = f"there is no {backend} implementation of {operation} in this version"
+    else:
+        reason = f"there is no such backend; the backends are {', '.join(repr(name) for name in PREFERENCE)}"
+    if reason is not None and raise_error:
+        others = [name for name in PREFERENCE if name in available and available[name].reason_against(tensors) is None]
+        raise BackendUnavailableError(
+            f"{operation}: backend={backend!r} cannot run: {reason}. "
+            f"For these inputs use backend=None or one of: {', '.join(others)}"
+        )
+    return reason is None
+
+
+def choose(operation: str, backend: str | None, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The implementation to run: the named backend or an error, or the first of ``PREFERENCE`` that can run."""
+    if backend is not None:
+        can_run(operation, backend, tensors, raise_error=True)
+        return _implementations[operation][backend].run
+    for name in PREFERENCE:
+        if name in _implementations[operation] and can_run(operation, name, tensors):
+            return _implementations[operation][name].run
+        if name == "cpp" and name in _implementations[operation] and tensors[0].device.type == "cpu":
+            _native.warn_if_slower()
+    raise AssertionError(f"{operation} has no eager implementation")
+
+
+def _reason_against_backend(backend: str) -> str | None:
+    """Why no operation can use this backend on this machine, or None where at least one can."""
+    operations = [name for name, available in _implementations.items() if backend in available]
+    if not operations:
+        return "no operation has an implementation for it in this version"
+    if backend == "cpp" and not _native.extension_loaded():
+        return f"the compiled extension is not loaded: {_native.load_error()}"
+    return None
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that can run at least one operation on this machine, best first.
+
+    Returns:
+        Names out of ``"cuda"``, ``"triton"``, ``"cpp"``, ``"eager"``; ``"eager"`` is always among them.
+
+    Example:
+        >>> import nerve_kernels as nk
+        >>> "eager" in nk.available_backends()
+        True
+    """
+    return tuple(name for name in PREFERENCE if _reason_against_backend(name) is None)
+
+
+def config_lines() -> list[str]:
+    """What ``show_config`` prints, as lines."""
+    from . import __version__
+
+    cuda = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no GPU visible"
+    lines = [
+        f"nerve_kernels {__version__}",
+        f"python {platform.python_version()}, torch {torch.__version__}, {cuda}, {torch.get_num_threads()} threads",
+        f"compiled extension: {'loaded' if _native.extension_loaded() else 'not loaded: ' + str(_native.load_error())}",
+        "",
+        "backends, best first:",
+    ]
+    for backend in PREFERENCE:
+        reason = _reason_against_backend(backend)
+        operations = sorted(name for name, available in _implementations.items() if backend in available)
+        state = f"available: {', '.join(operations)}" if reason is None else f"not available: {reason}"
+        lines.append(f"  {backend:<7} {DESCRIPTIONS[backend]}")
+        lines.append(f"          {state}")
+    return lines
+
+
+def show_config() -> None:
+    """Print the versions at hand, the backends that can run here, and why the others cannot.
+
+    Example:
+        >>> import nerve_kernels as nk
+        >>> nk.show_config()  # doctest: +ELLIPSIS
+        nerve_kernels ...
+    """
+    print("\n".join(config_lines()))

@@ -1,0 +1,105 @@
+"""S as an operator: products with S and Sᵀ and the gradient of its parts, from structure, never from a dense N × N.
+
+Eager's walk and its limit, forward and adjoint, are all written with this one class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cell_pooling import average_cells, spread_cells
+from .window_product import sum_to_batch
+from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
+
+Parts = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""(window values, u, v, dense): what an affinity is made of; v is None where cells give it."""
+
+
+class AffinityOperator:
+    """β U Vᵀ + (1−β) S_local, or a dense S, in one working precision."""
+
+    def __init__(
+        self, parts: Parts, grid: list[int], window: list[int], cells: list[int], beta: float, dtype: torch.dtype
+    ) -> None:
+        values, u, v, dense = (None if part is None else part.to(dtype) for part in parts)
+        self.u, self.v, self.dense = u, v, dense
+        self.grid, self.cells = grid, cells
+        self.beta = beta if values is not None else 1.0
+        self.local_share = 1.0 - beta if u is not None else 1.0
+        self.geometry = TileGeometry((grid[0], grid[1]), (window[0], window[1])) if values is not None else None
+        self.values = values
+        self._tiled: Tensor | None = None
+        self._tiled_transpose: Tensor | None = None
+
+    def apply(self, p: Tensor) -> Tensor:
+        """S P."""
+        if self.dense is not None:
+            return self.dense @ p
+        total = None
+        if self.u is not None:
+            total = self.beta * (self.u @ self._average(p))
+        if self.values is not None and self.geometry is not None:
+            if self._tiled is None:
+                self._tiled = self.local_share * tile_values(self.values, self.geometry)
+            local = tiled_product(self._tiled, p, self.geometry)
+            total = local if total is None else total.add_(local)
+        assert total is not None
+        return total
+
+    def apply_transpose(self, p: Tensor) -> Tensor:
+        """Sᵀ P."""
+        if self.dense is not None:
+            return self.dense.transpose(-1, -2) @ p
+        total = None
+        if self.u is not None:
+            pulled = self.u.transpose(-1, -2) @ p
+            spread = spread_cells(pulled, self.grid, self.cells) if self.v is None else self.v @ pulled
+            total = self.beta * spread
+        if self.values is not None and self.geometry is not None:
+            if self._tiled_transpose is None:
+                transposed = transpose_values(self.values, self.geometry)
+                self._tiled_transpose = self.local_share * tile_values(transposed, self.geometry)
+            local = tiled_product(self._tiled_transpose, p, self.geometry)
+            total = local if total is None else total.add_(local)
+        assert total is not None
+        return total
+
+    def gradient(self, left: Tensor, p: Tensor) -> Parts:
+        """The gradient of ⟨left, S P⟩ for each part of S: (B, …), not yet summed over a broadcast batch."""
+        if self.dense is not None:
+            return None, None, None, left @ p.transpose(-1, -2)
+        grad_values = grad_u = grad_v = None
+        if self.u is not None:
+            grad_u = self.beta * (left @ self._average(p).transpose(-1, -2))
+            if self.v is not None:
+                grad_v = self.beta * (p @ (self.u.transpose(-1, -2) @ left).transpose(-1, -2))
+        if self.values is not None and self.geometry is not None:
+            grad_values = self.local_share * values_gradient(left, p, self.geometry)
+        return grad_values, grad_u, grad_v, None
+
+    def _average(self, p: Tensor) -> Tensor:
+        """Vᵀ P."""
+        return average_cells(p, self.grid, self.cells) if self.v is None else self.v.transpose(-1, -2) @ p
+
+
+def add_parts(total: Parts | None, more: Parts) -> Parts:
+    """Part by part sum, in place on ``total``."""
+    if total is None:
+        return more
+    return tuple(  # type: ignore[return-value]
+        left if left is None or right is None else left.add_(right) for left, right in zip(total, more, strict=True)
+    )
+
+
+def match_parts(grads: Parts, parts: Parts, like: Tensor) -> list[Tensor]:
+    """Gradients in the batch and dtype of the parts; an empty tensor stands for a part that is not there."""
+    matched = []
+    for grad, part in zip(grads, parts, strict=True):
+        if part is None:
+            matched.append(like.new_empty(0))
+        elif grad is None:
+            matched.append(part.new_zeros(part.shape))
+        else:
+            matched.append(sum_to_batch(grad, part.shape[0]).to(part.dtype).contiguous())
+    return matched

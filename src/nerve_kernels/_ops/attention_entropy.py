@@ -1,0 +1,90 @@
+"""attention_entropy: 𝓗 = log l − t/l and lse = m + log l of every attention row, one block of rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerve_kernels import _backends
+
+from .library import accumulation_dtype, define, differentiate, fold_batch, implement
+from .score_blocks import head_blocks, scores
+
+define("attention_entropy(Tensor q, Tensor k, float scale, str? backend=None) -> (Tensor, Tensor)")
+define(
+    "_attention_entropy_backward(Tensor grad_entropy, Tensor grad_lse, Tensor q, Tensor k, Tensor entropy, Tensor lse,"
+    " float scale) -> (Tensor, Tensor)"
+)
+
+
+def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """m = max s, l = Σ e^{s−m}, t = Σ e^{s−m}(s−m); the centred form does not cancel where 𝓗 is near 0."""
+    dtype = accumulation_dtype(q, k)
+    entropy = q.new_empty(q.shape[:3], dtype=dtype)
+    lse = torch.empty_like(entropy)
+    for index, rows in head_blocks(q, k):
+        block = scores(q[index][rows], k[index], scale, dtype)
+        maximum = block.amax(-1, keepdim=True)
+        block -= maximum
+        exponentials = block.exp()
+        mass = exponentials.sum(-1)
+        # a masked key (−inf) has weight 0 and must add 0, not 0 · −inf
+        weighted = exponentials.mul_(block.clamp_(min=torch.finfo(dtype).min)).sum(-1)
+        entropy[index][rows] = (mass.log() - weighted / mass).clamp_(min=0)
+        lse[index][rows] = maximum.squeeze(-1) + mass.log()
+    return entropy, lse
+
+
+def _run(q: Tensor, k: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _backends.choose("attention_entropy", backend, (q, k))(q, k, scale)
+    return result
+
+
+def _fake(q: Tensor, k: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(q, k)
+    return q.new_empty(q.shape[:3], dtype=dtype), q.new_empty(q.shape[:3], dtype=dtype)
+
+
+def _run_backward(
+    grad_entropy: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, entropy: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """ds = p · (g_lse − g_𝓗 (log p + 𝓗)), with log p = s − lse; then dq = scale · ds k and dk = scale · dsᵀ q."""
+    grad_q = torch.empty_like(q, dtype=lse.dtype)
+    grad_k = torch.zeros_like(k, dtype=lse.dtype)
+    for index, rows in head_blocks(q, k):
+        log_p = scores(q[index][rows], k[index], scale, lse.dtype).sub_(lse[index][rows].unsqueeze(-1))
+        p = log_p.exp()
+        inner = log_p.clamp_(min=torch.finfo(lse.dtype).min).add_(entropy[index][rows].unsqueeze(-1))
+        grad_scores = inner.mul_(-grad_entropy[index][rows].unsqueeze(-1)).add_(grad_lse[index][rows].unsqueeze(-1))
+        grad_scores.mul_(p)
+        grad_q[index][rows] = scale * (grad_scores @ k[index].to(lse.dtype))
+        grad_k[index] += scale * (grad_scores.transpose(-1, -2) @ q[index][rows].to(lse.dtype))
+    return grad_q.to(q.dtype), grad_k.to(k.dtype)
+
+
+def _fake_backward(
+    grad_entropy: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, entropy: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, ctx.scale, _ = inputs
+    ctx.save_for_backward(q, k, *output)
+
+
+def _backward(ctx: Any, grad_entropy: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, entropy, lse = ctx.saved_tensors
+    grad_q, grad_k = torch.ops.nerve_kernels._attention_entropy_backward(
+        grad_entropy, grad_lse, q, k, entropy, lse, ctx.scale
+    )
+    return grad_q, grad_k, None, None
+
+
+implement("attention_entropy", _run, _fake)
+implement("_attention_entropy_backward", _run_backward, _fake_backward)
+differentiate("attention_entropy", _backward, _setup_context)
+fold_batch("attention_entropy")
+_backends.register("attention_entropy", "eager", eager)

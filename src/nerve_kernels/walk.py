@@ -1,0 +1,239 @@
+"""Stage 3: the random walk with restart, L steps of it or its limit."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from ._checks import check_count, check_number, check_same_device, check_shape, check_tensor, check_tokens, shape_of
+from .affinity import NO_PAIR, Affinity, OperatorArguments
+
+STOCHASTIC_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+"""How far row sums may be from 1 under ``check=True``: rounding of the storage, not of the mathematics."""
+
+
+def steps_for_tolerance(alpha: float, tol: float) -> int:
+    """Steps after which every probability is within ``tol`` of the walk's limit: max(0, ⌈log tol / log α⌉).
+
+    Holds for a row-stochastic affinity and seeds in [0, 1]: elementwise |P_L − P_∞| ≤ α^L.
+
+    Args:
+        alpha: α in [0, 1).
+        tol: ε > 0.
+
+    Returns:
+        L ≥ 0; 0 for α = 0.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, named.
+
+    Example:
+        >>> from nerve_kernels.walk import steps_for_tolerance
+        >>> steps_for_tolerance(0.5, 0.1), steps_for_tolerance(0.0, 1e-9), steps_for_tolerance(0.9, 1.0)
+        (4, 0, 0)
+    """
+    alpha = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
+    tol = check_number("tol", tol, low=math.ulp(0.0), high=math.inf, wanted="> 0")
+    if alpha == 0 or tol >= 1:
+        return 0
+    steps = math.ceil(math.log(tol) / math.log(alpha))
+    # the quotient of two rounded logarithms can land just above an integer that already suffices
+    return steps - 1 if alpha ** (steps - 1) <= tol else steps
+
+
+def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[OperatorArguments, int]:
+    """The affinity as the operator takes it, and its batch size."""
+    if isinstance(affinity, Tensor):
+        check_tensor("affinity", affinity, 3, "(B, N, N)")
+        check_shape("affinity", affinity, (affinity.shape[0], tokens, tokens), "(B, N, N) for the seeds' N tokens")
+        return (None, None, None, affinity, NO_PAIR, NO_PAIR, NO_PAIR, 0.0), affinity.shape[0]
+    if not isinstance(affinity, Affinity):
+        raise TypeError(
+            "affinity: expected a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got "
+            f"{type(affinity).__name__}"
+        )
+    arguments = affinity.operator_arguments()
+    check_tokens("affinity", arguments[4], tokens, "seeds")
+    return arguments, affinity.shape[0]
+
+
+def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, OperatorArguments]:
+    """Seeds as (B, N, C) and the operator's arguments, both checked against each other."""
+    if not isinstance(seeds, Tensor) or seeds.dim() not in (2, 3):
+        came = shape_of(seeds) if isinstance(seeds, Tensor) else type(seeds).__name__
+        kind = ValueError if isinstance(seeds, Tensor) else TypeError
+        raise kind(f"seeds: expected a torch.Tensor (B, N, C) or (N, C), got {came}")
+    batched = seeds.unsqueeze(0) if seeds.dim() == 2 else seeds
+    check_tensor("seeds", batched, 3, "(B, N, C)")
+    arguments, batch = _operator_arguments(affinity, batched.shape[1])
+    if batch not in (1, batched.shape[0]):
+        raise ValueError(
+            f"affinity: expected a batch of {batched.shape[0]} as seeds have, or 1 for all of them, got {batch}"
+        )
+    values, u, v, dense = arguments[:4]
+    check_same_device(seeds=batched, values=values, u=u, v=v, affinity=dense)
+    return batched, arguments
+
+
+def _check_values(seeds: Tensor, affinity: Affinity | Tensor, *, stochastic: bool) -> None:
+    """What ``check=True`` looks at; each look is a device synchronisation."""
+    if not torch.isfinite(seeds).all():
+        raise ValueError(f"seeds: expected finite numbers, got {int((~torch.isfinite(seeds)).sum())} that are not")
+    if not stochastic:
+        return
+    if ((seeds < 0) | (seeds > 1)).any():
+        raise ValueError(
+            f"seeds: tol needs seeds in [0, 1], got values in [{seeds.min().item():.4g}, {seeds.max().item():.4g}]; "
+            "normalise them or give steps instead of tol"
+        )
+    ones = torch.ones((1, seeds.shape[1], 1), dtype=torch.float32, device=seeds.device)
+    sums = affinity.to(ones.dtype) @ ones if isinstance(affinity, Tensor) else affinity @ ones
+    stored = affinity.dtype if isinstance(affinity, Tensor) else _lowest_dtype(affinity)
+    if (sums - 1).abs().max() > STOCHASTIC_TOLERANCE[stored]:
+        raise ValueError(
+            f"affinity: tol needs rows that sum to 1, got sums in [{sums.min().item():.6g}, {sums.max().item():.6g}]; "
+            "normalise its rows or give steps instead of tol"
+        )
+
+
+def _lowest_dtype(affinity: Affinity) -> torch.dtype:
+    dtypes = [part.dtype for part in affinity.operator_arguments()[:4] if part is not None]
+    return max(dtypes, key=lambda dtype: STOCHASTIC_TOLERANCE[dtype])
+
+
+def random_walk(
+    seeds: Tensor,
+    affinity: Affinity | Tensor,
+    *,
+    alpha: float,
+    steps: int | None = None,
+    tol: float | None = None,
+    normalize: bool = True,
+    check: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Random walk with restart on a token grid; deterministic: nothing is sampled.
+
+    ``P₀ = G;  P_l = (1−α) G + α S P_{l−1},  l = 1 … L``; then each row is divided by its sum.
+
+    Args:
+        seeds: G, (B, N, C) or (N, C): C label probabilities for each of N = H·W tokens, row-major; float32, float16,
+            bfloat16 or float64, any strides. Rows usually sum to 1.
+        affinity: S, a :class:`LocalAffinity`, :class:`LowRankAffinity`, :class:`MixedAffinity`, or a dense tensor
+            (B, N, N); a batch of 1 serves all seeds. Its dtype may be lower than that of ``seeds`` (bfloat16 storage,
+            float32 walk).
+        alpha: α in [0, 1), the weight of the neighbours; 1−α is the weight of the restart.
+        steps: L ≥ 0. Exactly one of ``steps`` and ``tol``.
+        tol: ε > 0: L = max(0, ⌈log ε / log α⌉) steps, after which every probability is within ε of the limit. Needs a
+            row-stochastic S and G in [0, 1].
+        normalize: Divide each row of the result by its sum (a row that sums to 0 stays as it is). ``False`` keeps the
+            walk linear in G. With C = 1 it would return ones, and is refused.
+        check: Also look at values: non-finite seeds, and for ``tol`` that S and G are what it needs. Synchronises.
+        backend: ``None`` chooses; a named backend runs or raises.
+
+    Returns:
+        P_L, shape and dtype of ``seeds``, accumulated in float32 or better.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, named.
+        BackendUnavailableError: where a named backend cannot run, with the reason.
+
+    Names elsewhere:
+
+    ======================================  ======================================================================
+    networkx ``pagerank``                   ``alpha`` is α; ``personalization`` one column of G; it walks Sᵀ (forward)
+    PyG ``APPNP``                           ``alpha`` there is the teleport, 1−α here; ``K`` is ``steps``
+    PyG ``LabelPropagation``                ``alpha`` is α; ``num_layers`` is ``steps``; it clamps to [0, 1] each step
+    scikit-image ``random_walker``          solves the limit with hard seeds; see :func:`random_walk_limit`
+    PAMR                                    α → 1 without restart, a local S from colours; ``num_iter`` is ``steps``
+    ======================================  ======================================================================
+
+    Source: NERVE, arXiv 2511.08248, random walk refinement.
+
+    Example:
+        >>> import torch, nerve_kernels as nk
+        >>> G = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5]])
+        >>> S = nk.LocalAffinity.from_dense(torch.ones(1, 3, 3), grid=(1, 3), window=(1, 3))
+        >>> P = nk.random_walk(G, S, alpha=0.8, steps=10)
+        >>> bool((P[:, 0] > 0.5).all()), P.shape  # the sure token has told the others
+        (True, torch.Size([3, 2]))
+    """
+    batched, arguments = _prepare(seeds, affinity)
+    value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
+    if (steps is None) == (tol is None):
+        raise ValueError(f"steps, tol: expected exactly one of them, got steps={steps!r} and tol={tol!r}")
+    count = steps_for_tolerance(value, tol) if tol is not None else check_count("steps", steps, low=0, wanted="≥ 0")
+    if normalize and batched.shape[2] == 1:
+        raise ValueError(
+            "normalize: with a single label (C = 1) every row would be divided by itself and the result be all ones; "
+            "give normalize=False"
+        )
+    if check:
+        _check_values(batched, affinity, stochastic=tol is not None)
+    values, u, v, dense, grid, window, cells, beta = arguments
+    result: Tensor = torch.ops.nerve_kernels.random_walk(
+        batched, values, u, v, dense, grid, window, cells, beta, value, count, normalize, backend
+    )
+    return result[0] if seeds.dim() == 2 else result
+
+
+def random_walk_limit(
+    seeds: Tensor,
+    affinity: Affinity | Tensor,
+    *,
+    alpha: float,
+    tol: float = 1e-6,
+    return_bound: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, float]:
+    """Where the random walk ends after infinitely many steps, with a certified error; deterministic.
+
+    ``P_∞ = (1−α)(I − αS)⁻¹ G``, solved in float64 by BiCGSTAB on the structured operator (a dense factorisation for
+    small N), certified by the residual: ``|P − P_∞| ≤ ‖r‖_∞ / (1−αρ)`` with ρ the largest absolute row sum of S.
+
+    Args:
+        seeds: G, (B, N, C) or (N, C); float32, float16, bfloat16 or float64.
+        affinity: S, as for :func:`random_walk`; α times its largest absolute row sum must be below 1.
+        alpha: α in [0, 1).
+        tol: Largest elementwise error wanted, > 0. Where it is below what the dtype of ``seeds`` can hold, the best
+            result is returned with a warning.
+        return_bound: Also return the certified bound on the elementwise error, rounding to the dtype included.
+        backend: ``None`` chooses; a named backend runs or raises.
+
+    Returns:
+        P_∞, shape and dtype of ``seeds``; with ``return_bound`` also the bound as a float. Gradients are those of the
+        exact limit (implicit differentiation). Stopping looks at the residual, which synchronises a GPU.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, named.
+        BackendUnavailableError: where a named backend cannot run, with the reason.
+
+    Source: the limit of NERVE's walk, arXiv 2511.08248; the solver and its bound are ours.
+
+    Example:
+        >>> import torch, nerve_kernels as nk
+        >>> G = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> S = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])  # two tokens that only look at each other
+        >>> P, bound = nk.random_walk_limit(G, S, alpha=0.5, return_bound=True)
+        >>> [round(p, 4) for p in P[0].tolist()], bound < 1e-6
+        ([0.6667, 0.3333], True)
+    """
+    batched, arguments = _prepare(seeds, affinity)
+    value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
+    wanted = check_number("tol", tol, low=math.ulp(0.0), high=math.inf, wanted="> 0")
+    values, u, v, dense, grid, window, cells, beta = arguments
+    result, bound_tensor, _ = torch.ops.nerve_kernels.random_walk_limit(
+        batched, values, u, v, dense, grid, window, cells, beta, value, wanted, backend
+    )
+    bound = float(bound_tensor)
+    if not bound <= wanted:
+        warnings.warn(
+            f"random_walk_limit: tol={wanted:.3g} is below what {seeds.dtype} seeds allow here; "
+            f"the result is certified to {bound:.3g}. Give float64 seeds or a larger tol",
+            stacklevel=2,
+        )
+    unbatched = result[0] if seeds.dim() == 2 else result
+    return (unbatched, bound) if return_bound else unbatched
