@@ -1,0 +1,1 @@
+"""How the embedded models and the shipped scenes were made, from nothing: `python -m training`."""

@@ -1,0 +1,173 @@
+"""CLIP: contrastive training on captions alone.
+
+Two terms, both between pictures and texts. The first is CLIP's own, on the pooled embedding,
+with several positives: with fifty nouns many captions of a batch hold for many of its pictures,
+and calling those negatives would poison it. The second lets the patches answer: each patch must
+match one of the words that hold for its picture, and each such word must be claimed by some
+patches. Which patches is never told; the captions stay the only supervision.
+"""
+
+from collections.abc import Sequence
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from training.artwork import load_sprites
+from training.backgrounds import Backgrounds
+from training.captions import caption, tokenizer_corpus
+from training.checkpoints import AveragedWeights, Clock, load_state, log_line, save_state
+from training.clip_model import LONGEST_CAPTION, encode_images, encode_texts, new_clip, to_pixels
+from training.composition import Scene, SceneRecipe, compose_scene
+from training.localisation import localisation
+from training.paths import CLIP_RUN
+from training.tokenizer import learn_tokenizer
+from training.vocabulary import BACKGROUND, NOUN_LIST, SEEN_STYLE, TRAINING_STYLES
+
+WORDS = (*NOUN_LIST, BACKGROUND)
+LEAST_BACKGROUND = 0.15
+CROP = SceneRecipe(
+    height=64, width=64, fewest_objects=1, most_objects=2, smallest_side=22, largest_side=88,
+    least_visible_share=0.3, least_visible_pixels=120, overhang=0.35, colour_jitter=0.3,
+)  # fmt: skip
+EMPTY_CROP = SceneRecipe(height=64, width=64, fewest_objects=0, most_objects=0)
+SCENE = SceneRecipe(smallest_side=24, largest_side=84, colour_jitter=0.3)
+#: The check while training; the shipped scenes are drawn from other seeds.
+CHECK_SEED, CHECK_SCENES = 900_000, 50
+
+
+def words_of(scene: Scene) -> list[str]:
+    """The words that hold for a picture: its nouns, and the background where there is some."""
+    words = list(scene.nouns)
+    if (scene.mask == 0).mean() > LEAST_BACKGROUND:
+        words.append(BACKGROUND)
+    return words
+
+
+def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Cross entropy of each row against the uniform distribution over its positives."""
+    counts = positive.sum(dim=1)
+    rows = counts > 0
+    target = positive[rows] / counts[rows, None]
+    return -(target * torch.log_softmax(logits[rows], dim=1)).sum(dim=1).mean()
+
+
+def patch_loss(logits: Tensor, holds: Tensor, claimed: int) -> Tensor:
+    """Patches (B, N, W) against words (B, W): stay within the caption, and claim all of it."""
+    logs = torch.log_softmax(logits, dim=2)
+    within = torch.logsumexp(logs.masked_fill(~holds[:, None, :], -30.0), dim=2)
+    best = logs.topk(claimed, dim=1).values.logsumexp(dim=1) - float(np.log(claimed))
+    claims = (best * holds).sum(dim=1) / holds.sum(dim=1)
+    return -within.mean() - claims.mean()
+
+
+def clip_loss(
+    model: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    scenes: Sequence[Scene],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The two terms of the loss on one batch of pictures of one size."""
+    held = [words_of(scene) for scene in scenes]
+    nouns_only = [[word for word in words if word != BACKGROUND] for words in held]
+    texts = [caption(rng, [word]) for word in WORDS] + [caption(rng, n) for n in nouns_only]
+    sets = [{word} for word in WORDS] + [set(nouns) or {BACKGROUND} for nouns in nouns_only]
+    positive = torch.tensor([[wanted <= set(words) for wanted in sets] for words in held])
+    side = scenes[0].image.shape[0]
+    slack = (128 - side) // 8
+    corner = (int(rng.integers(slack + 1)), int(rng.integers(slack + 1)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole, patches = encode_images(model, to_pixels([s.image for s in scenes]), corner)
+        text = encode_texts(model, tokenizer, texts)
+    scale = model.logit_scale.exp().clamp(max=100.0)
+    logits = scale * whole @ text.T
+    pooled = multi_positive_loss(logits, positive.float())
+    pooled = pooled + multi_positive_loss(logits.T, positive.T.float())
+    patch_logits = scale * (patches.flatten(0, 1) @ text[: len(WORDS)].T)
+    claimed = 4 if side < 128 else 6
+    holds = positive[:, : len(WORDS)]
+    dense = patch_loss(patch_logits.view(len(scenes), -1, len(WORDS)), holds, claimed)
+    return pooled, dense
+
+
+def train_clip(minutes: float, seed: int = 0, batch: int = 64) -> None:
+    """The step `clip`: resumes where it stopped; checks and saves every five minutes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    tokenizer = learn_tokenizer(tokenizer_corpus(seed), merges=600, longest=LONGEST_CAPTION)
+    model = new_clip(tokenizer)
+    # Twice as fast here as the fused kernel, whose CPU version is slow for narrow heads.
+    model.set_attn_implementation("eager")
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+    average = AveragedWeights(model, decay=0.998)
+    state = load_state(CLIP_RUN / "state.pt")
+    step, spent, best = 0, 0.0, 0.0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.values = state["average"]
+        step, spent, best = state["step"], state["spent"], state["best"]
+    clock = Clock(minutes, spent)
+    sprites, backgrounds = load_sprites(), Backgrounds("training")
+    rng = np.random.default_rng([seed, step])
+    check_rng = np.random.default_rng(CHECK_SEED)
+    check_recipe = SceneRecipe(first_drawing_only=True)
+    check_backgrounds = Backgrounds("evaluation")
+    check = [
+        compose_scene(check_rng, sprites, (SEEN_STYLE,), check_backgrounds, check_recipe)
+        for _ in range(CHECK_SCENES)
+    ]
+    checked_model = new_clip(tokenizer).eval()
+    log = CLIP_RUN / "log.jsonl"
+    next_check = clock.spent + 60 if step == 0 else clock.spent + 300
+    sums = np.zeros(3)
+    while clock.progress < 1:
+        for group in optimizer.param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * cosine)
+        large = rng.random() < 0.15 + 0.25 * clock.progress
+        recipe, size = (SCENE, batch // 4) if large else (CROP, batch)
+        scenes = [
+            compose_scene(
+                rng, sprites, TRAINING_STYLES, backgrounds,
+                EMPTY_CROP if not large and rng.random() < 0.06 else recipe,
+            )
+            for _ in range(size)
+        ]  # fmt: skip
+        pooled, dense = clip_loss(model, tokenizer, scenes, rng)
+        optimizer.zero_grad(set_to_none=True)
+        (pooled + dense).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=float(np.log(100)))
+        step += 1
+        average.update(model, step)
+        sums += (pooled.item(), dense.item(), 1)
+        finished = clock.progress >= 1
+        if step % 50 == 0:
+            mean = sums[:2] / sums[2]
+            log_line(log, step=step, minutes=clock.spent / 60, pooled=mean[0], dense=mean[1])
+            sums[:] = 0
+        if clock.spent >= next_check or finished:
+            next_check = clock.spent + 300
+            checked_model.load_state_dict(average.values)
+            own, everything = localisation(checked_model, tokenizer, check)
+            log_line(log, step=step, minutes=clock.spent / 60, miou_own=own, miou_all=everything)
+            if own >= best:
+                best = own
+                checked_model.save_pretrained(CLIP_RUN / "best")
+                tokenizer.save_pretrained(CLIP_RUN / "best")
+            save_state(
+                CLIP_RUN / "state.pt",
+                {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "average": average.values, "step": step, "spent": clock.spent, "best": best,
+                },
+            )  # fmt: skip
