@@ -86,6 +86,16 @@ def architecture_flags() -> list[str]:
     return flags
 
 
+def explain(error: Exception) -> str:
+    """Why a build failed, in one line. setuptools wraps what the compiler's process raised."""
+    cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+    if isinstance(cause, FileNotFoundError) and cause.filename:
+        return f"there is no {cause.filename}"
+    if isinstance(cause, subprocess.CalledProcessError):
+        return f"{Path(cause.cmd[0]).name} failed with exit code {cause.returncode}"
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
 class BuildNativeOps(build_ext):
     """Compiles the extensions; where that fails, leaves a pure Python package and says so once."""
 
@@ -99,7 +109,7 @@ class BuildNativeOps(build_ext):
             super().run()
         except Exception as error:
             # Any failure at all (no compiler, a broken one, no torch, a full disk) must leave an install that works.
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = explain(error)
             self._remove_leftovers()
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(reason + "\n", encoding="utf-8")
@@ -146,7 +156,7 @@ class BuildNativeOps(build_ext):
         try:
             subprocess.run(command, check=True, cwd=ROOT)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise CompileError(f"nvcc failed: {error}") from error
+            raise CompileError(error) from error
 
     def _package_directory(self) -> Path:
         """Where nerve_kernels will be imported from: the build tree, or the sources of an editable install."""

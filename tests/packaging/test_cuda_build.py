@@ -1,0 +1,70 @@
+"""FORCE_CUDA=1 compiles csrc/cuda/ even against a CPU torch; without it, a CPU torch leaves csrc/cuda/ alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import ROOT, WARNING, build_environment, has_compiler
+
+pytestmark = pytest.mark.slow
+
+KERNEL = """
+extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.0f; }
+extern "C" void launch_twice(float* x) { twice<<<1, 32>>>(x); }
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """This project's build files around the smallest sources that exercise them."""
+    for name in ("pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("README.md", "LICENSE", "NOTICE", "csrc/ops.cpp", "src/nerve_kernels/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "csrc" / "cuda").mkdir()
+    (tmp_path / "csrc" / "cuda" / "twice.cu").write_text(KERNEL)
+    return tmp_path
+
+
+def build(project: Path, **changes: str | None) -> tuple[set[str], str]:
+    """The shared libraries that a build leaves, and all that it printed."""
+    finished = subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-lib", "built"],
+        cwd=project, env=build_environment(**changes), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    log = finished.stdout + finished.stderr
+    assert finished.returncode == 0, log
+    return {path.name.partition(".")[0] for path in (project / "built").rglob("*.so")}, log
+
+
+needs_compilers = pytest.mark.skipif(
+    not has_compiler() or shutil.which("nvcc") is None, reason="needs a C++ compiler and nvcc on the PATH"
+)
+
+
+@needs_compilers
+def test_forced_against_any_torch(project: Path) -> None:
+    libraries, log = build(project, FORCE_CUDA="1", CUDA_HOME=None, TORCH_CUDA_ARCH_LIST="9.0")
+    assert libraries == {"_C", "_C_cuda"}, log
+    assert "arch=compute_90,code=sm_90" in log
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA torch compiles csrc/cuda/ without being asked")
+def test_left_alone_with_a_cpu_torch(project: Path) -> None:
+    libraries, log = build(project)
+    assert libraries == {"_C"}, log
+
+
+def test_forced_without_nvcc_is_explained(project: Path) -> None:
+    libraries, log = build(project, FORCE_CUDA="1", CUDA_HOME=str(project / "nowhere"))
+    assert libraries == set()
+    assert log.count(WARNING) == 1
+    assert "there is no nvcc in CUDA_HOME/bin or on the PATH" in log
