@@ -62,9 +62,7 @@ def rasterise(icon: dict[str, object], side: int = SPRITE_SIDE) -> Image.Image:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
     )
-    png = cairosvg.svg2png(
-        bytestring=svg.encode(), output_width=side * 2, output_height=side * 2
-    )
+    png = cairosvg.svg2png(bytestring=svg.encode(), output_width=side * 2, output_height=side * 2)
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     box = picture.getchannel("A").point(lambda a: 255 if a > 16 else 0).getbbox()
     if box is None:

@@ -32,10 +32,10 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
             **ends,
         },
         vision_config={
-            "hidden_size": 192,
+            "hidden_size": 160,
             "intermediate_size": 640,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 5,
             "image_size": IMAGE_SIDE,
             "patch_size": PATCH,
             "projection_dim": 128,
@@ -45,9 +45,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def encode_images(
-    model: CLIPModel, pixels: Tensor, corner: tuple[int, int] = (0, 0)
-) -> tuple[Tensor, Tensor]:
+def encode_images(model: CLIPModel, pixels: Tensor, corner: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
     """Unit image embeddings (B, D) and unit patch embeddings (B, N, D), from one pass.
 
     The patch embeddings take the last block's value path: no mixing between patches, so each
@@ -81,12 +79,8 @@ def encode_images(
 
 def encode_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Unit text embeddings (T, D)."""
-    batch = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt"
-    )
-    pooled = model.text_model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).pooler_output
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt")
+    pooled = model.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
     return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1)
 
 

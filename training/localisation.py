@@ -32,9 +32,7 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def localisation(
-    model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Sequence[Scene]
-) -> tuple[float, float]:
+def localisation(model: CLIPModel, tokenizer: CLIPTokenizer, scenes: Sequence[Scene]) -> tuple[float, float]:
     """Pixel mean IoU with each scene's own labels, and with all labels at once."""
     texts = label_embeddings(model, tokenizer)
     classes = len(texts)

@@ -8,9 +8,7 @@ from transformers import CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 #: How CLIP cuts text before the merges; CLIPTokenizer applies the same rule when it loads.
-_WORDS = Regex(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+_WORDS = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 
 def learn_tokenizer(corpus: list[str], merges: int, longest: int) -> CLIPTokenizer:

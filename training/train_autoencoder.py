@@ -56,9 +56,7 @@ def train_autoencoder(minutes: float, seed: int = 1, batch: int = 8) -> None:
         for group in optimizer.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * cosine)
-        scenes = [
-            compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, CROP) for _ in range(batch)
-        ]
+        scenes = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, CROP) for _ in range(batch)]
         pictures = pictures_to_tensor([scene.image for scene in scenes])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = model.encode(pictures).latent_dist
@@ -67,8 +65,7 @@ def train_autoencoder(minutes: float, seed: int = 1, batch: int = 8) -> None:
         rebuilt = rebuilt.float()
         pixel_loss = (rebuilt - pictures).abs().mean()
         edge_loss = sum(
-            (mine - theirs).abs().mean()
-            for mine, theirs in zip(edges(rebuilt), edges(pictures), strict=True)
+            (mine - theirs).abs().mean() for mine, theirs in zip(edges(rebuilt), edges(pictures), strict=True)
         )
         divergence = posterior.kl().float().mean()
         loss = pixel_loss + EDGE_WEIGHT * edge_loss + KL_WEIGHT * divergence
@@ -110,9 +107,7 @@ def finish_autoencoder(seed: int = 2, scenes: int = 64) -> None:
     rng = np.random.default_rng(seed)
     sprites, backgrounds = load_sprites(), Backgrounds("training")
     recipe = SceneRecipe(colour_jitter=0.3)
-    drawn = [
-        compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, recipe) for _ in range(scenes)
-    ]
+    drawn = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, recipe) for _ in range(scenes)]
     pictures = pictures_to_tensor([scene.image for scene in drawn])
     latents = model.encode(pictures).latent_dist.mean
     error = (model.decode(latents).sample.clamp(-1, 1) - pictures).square().mean() / 4

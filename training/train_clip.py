@@ -7,16 +7,16 @@ match one of the words that hold for its picture, and each such word must be cla
 patches. Which patches is never told; the captions stay the only supervision.
 """
 
-from collections.abc import Sequence
-
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from training.artwork import load_sprites
+from training.artwork import Sprites, load_sprites
 from training.backgrounds import Backgrounds
 from training.captions import caption, tokenizer_corpus
 from training.checkpoints import AveragedWeights, Clock, load_state, log_line, save_state
@@ -29,12 +29,24 @@ from training.vocabulary import BACKGROUND, NOUN_LIST, SEEN_STYLE, TRAINING_STYL
 
 WORDS = (*NOUN_LIST, BACKGROUND)
 LEAST_BACKGROUND = 0.15
+#: Three sizes of picture at about the same cost a batch. Small crops, mostly one object or a part
+#: of one, teach what things look like; whole scenes teach what to do among several.
+SMALL = SceneRecipe(
+    height=32, width=32, fewest_objects=1, most_objects=1, smallest_side=18, largest_side=72,
+    least_visible_share=0.2, least_visible_pixels=150, overhang=0.5, colour_jitter=0.3,
+)  # fmt: skip
 CROP = SceneRecipe(
     height=64, width=64, fewest_objects=1, most_objects=2, smallest_side=22, largest_side=88,
     least_visible_share=0.3, least_visible_pixels=120, overhang=0.35, colour_jitter=0.3,
 )  # fmt: skip
-EMPTY_CROP = SceneRecipe(height=64, width=64, fewest_objects=0, most_objects=0)
 SCENE = SceneRecipe(smallest_side=24, largest_side=84, colour_jitter=0.3)
+RECIPES: dict[int, SceneRecipe] = {32: SMALL, 64: CROP, 128: SCENE}
+BATCHES = {32: 192, 64: 56, 128: 14}
+#: How often each size comes, at the start and at the end of training.
+SHARES = {32: (0.8, 0.1), 64: (0.15, 0.5), 128: (0.05, 0.4)}
+#: The share of crops with nothing in them but background.
+EMPTY_SHARE = 0.06
+CAPTIONS = 32
 #: The check while training; the shipped scenes are drawn from other seeds.
 CHECK_SEED, CHECK_SCENES = 900_000, 50
 
@@ -73,8 +85,9 @@ def clip_loss(
     """The two terms of the loss on one batch of pictures of one size."""
     held = [words_of(scene) for scene in scenes]
     nouns_only = [[word for word in words if word != BACKGROUND] for words in held]
-    texts = [caption(rng, [word]) for word in WORDS] + [caption(rng, n) for n in nouns_only]
-    sets = [{word} for word in WORDS] + [set(nouns) or {BACKGROUND} for nouns in nouns_only]
+    full = [nouns_only[i] for i in rng.permutation(len(scenes))[:CAPTIONS]]
+    texts = [caption(rng, [word]) for word in WORDS] + [caption(rng, nouns) for nouns in full]
+    sets = [{word} for word in WORDS] + [set(nouns) or {BACKGROUND} for nouns in full]
     positive = torch.tensor([[wanted <= set(words) for wanted in sets] for words in held])
     side = scenes[0].image.shape[0]
     slack = (128 - side) // 8
@@ -87,13 +100,28 @@ def clip_loss(
     pooled = multi_positive_loss(logits, positive.float())
     pooled = pooled + multi_positive_loss(logits.T, positive.T.float())
     patch_logits = scale * (patches.flatten(0, 1) @ text[: len(WORDS)].T)
-    claimed = 4 if side < 128 else 6
+    claimed = {32: 3, 64: 4, 128: 6}[side]
     holds = positive[:, : len(WORDS)]
     dense = patch_loss(patch_logits.view(len(scenes), -1, len(WORDS)), holds, claimed)
     return pooled, dense
 
 
-def train_clip(minutes: float, seed: int = 0, batch: int = 64) -> None:
+def draw_scenes(rng: np.random.Generator, sprites: Sprites, backgrounds: Backgrounds, progress: float) -> list[Scene]:
+    """A batch of pictures of one size; small ones early, whole scenes late."""
+    shares = [(1 - progress) * start + progress * end for start, end in SHARES.values()]
+    side = int(rng.choice(list(SHARES), p=np.asarray(shares) / sum(shares)))
+    recipe = RECIPES[side]
+    empty = replace(recipe, fewest_objects=0, most_objects=0)
+    return [
+        compose_scene(
+            rng, sprites, TRAINING_STYLES, backgrounds,
+            empty if side < 128 and rng.random() < EMPTY_SHARE else recipe,
+        )
+        for _ in range(BATCHES[side])
+    ]  # fmt: skip
+
+
+def train_clip(minutes: float, seed: int = 0) -> None:
     """The step `clip`: resumes where it stopped; checks and saves every five minutes."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -105,7 +133,7 @@ def train_clip(minutes: float, seed: int = 0, batch: int = 64) -> None:
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-    average = AveragedWeights(model, decay=0.998)
+    average = AveragedWeights(model, decay=0.995)
     state = load_state(CLIP_RUN / "state.pt")
     step, spent, best = 0, 0.0, 0.0
     if state is not None:
@@ -120,8 +148,7 @@ def train_clip(minutes: float, seed: int = 0, batch: int = 64) -> None:
     check_recipe = SceneRecipe(first_drawing_only=True)
     check_backgrounds = Backgrounds("evaluation")
     check = [
-        compose_scene(check_rng, sprites, (SEEN_STYLE,), check_backgrounds, check_recipe)
-        for _ in range(CHECK_SCENES)
+        compose_scene(check_rng, sprites, (SEEN_STYLE,), check_backgrounds, check_recipe) for _ in range(CHECK_SCENES)
     ]
     checked_model = new_clip(tokenizer).eval()
     log = CLIP_RUN / "log.jsonl"
@@ -131,15 +158,7 @@ def train_clip(minutes: float, seed: int = 0, batch: int = 64) -> None:
         for group in optimizer.param_groups:
             cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * cosine)
-        large = rng.random() < 0.15 + 0.25 * clock.progress
-        recipe, size = (SCENE, batch // 4) if large else (CROP, batch)
-        scenes = [
-            compose_scene(
-                rng, sprites, TRAINING_STYLES, backgrounds,
-                EMPTY_CROP if not large and rng.random() < 0.06 else recipe,
-            )
-            for _ in range(size)
-        ]  # fmt: skip
+        scenes = draw_scenes(rng, sprites, backgrounds, clock.progress)
         pooled, dense = clip_loss(model, tokenizer, scenes, rng)
         optimizer.zero_grad(set_to_none=True)
         (pooled + dense).backward()

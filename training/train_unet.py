@@ -48,9 +48,7 @@ def cache_latents(scenes: int, seed: int = 3) -> Tensor:
     rng = np.random.default_rng(seed)
     parts = []
     for _ in range(0, scenes, 16):
-        drawn = [
-            compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, SCENE) for _ in range(16)
-        ]
+        drawn = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, SCENE) for _ in range(16)]
         pictures = pictures_to_tensor([scene.image for scene in drawn])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean = autoencoder.encode(pictures).latent_dist.mean
@@ -90,7 +88,7 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
     model.set_attn_processor(AttnProcessor())
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    average = AveragedWeights(model, decay=0.998)
+    average = AveragedWeights(model, decay=0.995)
     state = load_state(UNET_RUN / "state.pt")
     step, spent = 0, 0.0
     if state is None:

@@ -1,0 +1,94 @@
+"""Mean intersection over union, from one confusion matrix over all pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+LabelMap = torch.Tensor | npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class IoUScore:
+    """What :class:`MeanIoU` found.
+
+    Args:
+        miou: mean over the classes that occur in the truth or in a prediction.
+        per_class: IoU of each of these classes, by name.
+        pixel_accuracy: share of the pixels labelled rightly.
+    """
+
+    miou: float
+    per_class: dict[str, float]
+    pixel_accuracy: float
+
+
+class MeanIoU:
+    """Accumulates label maps; the counts are one ``torchmetrics`` confusion matrix.
+
+    IoU of class c = n_cc / (Σ_k n_ck + Σ_k n_kc − n_cc), with n_tp the number of pixels of
+    class t predicted as p, over *all* pictures (not a mean of means over pictures).
+
+    Args:
+        classes: names, the position being the index in the label maps.
+        ignore_index: truth pixels with this value are left out.
+        device: where the counts are kept.
+
+    Raises:
+        ValueError: fewer than two classes; in `update`, shapes that differ.
+
+    Example:
+        >>> score = MeanIoU(["background", "cat"])
+        >>> score.update(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 0], [1, 1]]))
+        >>> round(score.compute().miou, 4)  # background 1/2, cat 2/3
+        0.5833
+    """
+
+    def __init__(
+        self, classes: Sequence[str], *, ignore_index: int = 255, device: str | torch.device | None = None
+    ) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
+        if len(classes) < 2:
+            raise ValueError(f"classes: got {len(classes)}, wanted at least 2")
+        self.classes = tuple(classes)
+        #: The torchmetrics metric itself; it sums over processes under ``torch.distributed``.
+        self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=ignore_index).to(device or "cpu")
+
+    def update(self, prediction: LabelMap, truth: LabelMap) -> None:
+        """Count one picture (or a batch): label maps of one shape."""
+        predicted, wanted = _integers(prediction), _integers(truth)
+        if predicted.shape != wanted.shape:
+            raise ValueError(
+                f"prediction, truth: got shapes {tuple(predicted.shape)} and {tuple(wanted.shape)}, wanted the same"
+            )
+        device = self.confusion.device
+        self.confusion.update(predicted.flatten().to(device), wanted.flatten().to(device))
+
+    def compute(self) -> IoUScore:
+        """The score of everything counted so far."""
+        counts = self.confusion.compute().double()
+        hits = counts.diagonal()
+        union = counts.sum(dim=0) + counts.sum(dim=1) - hits
+        occurs = union > 0
+        if not bool(occurs.any()):
+            raise ValueError("MeanIoU: no pixel was counted yet; call update first")
+        iou = hits[occurs] / union[occurs]
+        names = [name for name, there in zip(self.classes, occurs.tolist(), strict=True) if there]
+        return IoUScore(
+            miou=float(iou.mean()),
+            per_class=dict(zip(names, iou.tolist(), strict=True)),
+            pixel_accuracy=float(hits.sum() / counts.sum()),
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.confusion.reset()
+
+
+def _integers(label_map: LabelMap) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(label_map) if not isinstance(label_map, torch.Tensor) else label_map).long()
