@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from tests.segmentation.tiny_checkpoints import make_clip, make_stable_diffusion
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
@@ -52,17 +53,16 @@ class AffinityBuilder:
                 nk.attention_marginal(layer.q, layer.k, lse=lse, backend=config.backend)
                 for layer, lse in zip(self.layers, lses, strict=True)
             ]
-        weights: list[torch.Tensor] = nk.head_weights(
+        return nk.head_weights(
             entropies,
             num_keys=[layer.k.shape[2] for layer in self.layers],
             temperature=config.temperature,
-            criterion=config.criterion,
+            criterion=cast(Any, config.criterion),
             marginal=marginals,
             keep=config.keep,
         )
-        return weights
 
-    def build(self, config: NerveConfig) -> object:
+    def build(self, config: NerveConfig) -> Any:
         """S = β S_global + (1 − β) S_local on the largest grid; at β = 0 or 1 one alone.
 
         Args:
@@ -76,7 +76,7 @@ class AffinityBuilder:
         q = [layer.q for layer in self.layers]
         k = [layer.k for layer in self.layers]
         grids = [layer.grid for layer in self.layers]
-        common = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
+        common: dict[str, Any] = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
         if config.beta == 1.0:
             return nk.global_affinity(q, k, weights, cells=config.cells, **common)
         local = nk.local_affinity(q, k, weights, window=config.window, **common)

@@ -64,6 +64,11 @@ def self_attention_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
     }
 
 
+def number_of_heads(attention: Any) -> int:
+    """Heads of one of :func:`self_attention_modules`."""
+    return int(attention.heads)
+
+
 def list_layers(
     unet: torch.nn.Module, run: Callable[[], object], *, latent_size: tuple[int, int]
 ) -> tuple[SelfAttentionLayer, ...]:
@@ -150,7 +155,7 @@ def _hooks(unet: torch.nn.Module, names: Sequence[str], *, stop_early: bool) -> 
     modules = self_attention_modules(unet)
     tap = _Tap(
         wanted=frozenset(names),
-        heads={name: int(getattr(modules[name], "heads")) for name in names},  # noqa: B009
+        heads={name: number_of_heads(modules[name]) for name in names},
         stop_early=stop_early,
     )
 

@@ -16,7 +16,7 @@ from .inputs import find_pictures, labels_beside, result_stems
 from .loading import ModelLoadError
 from .pictures import NotAPictureError, load_picture
 from .presets import DEFAULT_PRESET, PRESETS, find_preset
-from .prompts import parse_labels, split_words
+from .prompts import parse_labels, refuse_a_single_label, split_words
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -107,7 +107,8 @@ def segment(
     settings = _settings(config, preset, custom=bool(diffusion and clip), overrides=given)
     files, complaints = find_pictures(pictures)
     words = {file: labels if labels is not None else _words_beside(file) for file in files}
-    _refusing(lambda: [parse_labels(text, settings.background_words) for text in set(words.values())])
+    for text in sorted(set(words.values())):
+        _refusing(refuse_a_single_label, _refusing(parse_labels, text, settings.background_words))
     console = Console(stderr=True, highlight=False)
     for complaint in complaints:
         _say(console, complaint)
@@ -165,10 +166,10 @@ def _layers(text: str) -> tuple[int | str, ...]:
     return tuple(int(word) if word.isdigit() else word for word in split_words(text))
 
 
-def _refusing(action: Callable[[], Any]) -> Any:
+def _refusing(action: Callable[..., Any], *arguments: Any) -> Any:
     """Run what checks options; what it refuses is a wrong use of the command."""
     try:
-        return action()
+        return action(*arguments)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -183,13 +183,17 @@ class DiffusionFeatures:
         Raises:
             ValueError: a timestep outside the schedule.
         """
-        last = int(self.scheduler.config.num_train_timesteps) - 1
-        if not 0 <= timestep <= last:
-            raise ValueError(f"timesteps: got {timestep}, wanted 0 .. {last} for this schedule")
+        self.check_timestep(timestep)
         noise = torch.randn(latent.shape, generator=generator, device=generator.device)
         at = torch.full((latent.shape[0],), timestep, dtype=torch.long)
         noisy = self.scheduler.add_noise(latent.float(), noise.to(latent.device), at)
         return noisy.to(latent.dtype)
+
+    def check_timestep(self, timestep: int) -> None:
+        """Raise ValueError where the noise schedule has no such timestep."""
+        last = int(self.scheduler.config.num_train_timesteps) - 1
+        if not 0 <= timestep <= last:
+            raise ValueError(f"timesteps: got {timestep}, wanted 0 .. {last} for this schedule")
 
     @torch.no_grad()
     def denoise(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:

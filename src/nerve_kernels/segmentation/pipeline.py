@@ -17,9 +17,10 @@ from .capture import CapturedLayer
 from .clip import DenseClip, PatchEmbeddings
 from .config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from .diffusion import DiffusionFeatures
+from .model_checks import check_config
 from .pictures import PictureLike, load_picture
 from .presets import DEFAULT_PRESET, find_preset
-from .prompts import LabelSet, LabelsLike, parse_labels
+from .prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
 from .templates import resolve_templates
@@ -83,6 +84,9 @@ class NervePipeline:
         clip: :class:`DenseClip`.
         config: all hyperparameters.
 
+    Raises:
+        ValueError: a config that does not suit these models, such as layers they do not have.
+
     Source:
         NERVE, arXiv 2511.08248.
     """
@@ -91,6 +95,7 @@ class NervePipeline:
         self.diffusion = diffusion
         self.clip = clip
         self.config = config or NerveConfig()
+        check_config(self.config, diffusion, clip)
 
     @classmethod
     def from_pretrained(
@@ -188,6 +193,7 @@ class NervePipeline:
         """
         config = config or self.config
         picture = load_picture(image)
+        check_config(config, self.diffusion, self.clip)  # before the costly part
         patches = self.clip.embed_picture(
             picture,
             short_side=config.clip_size,
@@ -271,11 +277,7 @@ class NervePipeline:
     @staticmethod
     def _check_labels(labels: LabelsLike, config: NerveConfig) -> LabelSet:
         label_set = parse_labels(labels, config.background_words)
-        if len(label_set.names) < 2:
-            raise ValueError(
-                f"labels: got only {label_set.shown[0]!r}, so every pixel would be that; give a "
-                "second label, or background words ('default' is a usual list)"
-            )
+        refuse_a_single_label(label_set)
         return label_set
 
     @staticmethod

@@ -114,6 +114,19 @@ def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ())
     return LabelSet(names=tuple(split), background=background)
 
 
+def refuse_a_single_label(labels: LabelSet) -> None:
+    """Probabilities compare labels; with one alone, every pixel would have it.
+
+    Raises:
+        ValueError: fewer than two labels, the background included.
+    """
+    if len(labels.names) < 2:
+        raise ValueError(
+            f"labels: got only {labels.shown[0]!r}, so every pixel would be that; give a second label, or "
+            "background words ('default' is a usual list)"
+        )
+
+
 def split_words(text: str) -> tuple[str, ...]:
     """Words between commas, as the command line gives them.
 
@@ -127,7 +140,8 @@ def split_words(text: str) -> tuple[str, ...]:
 def _pieces(labels: LabelsLike) -> list[str | Sequence[str]]:
     if isinstance(labels, str):
         text = labels.strip()
-        return list(re.split(r"[,\n]", text)) if text else []
+        # A line end separates as a comma does; both together, or blank lines, separate once.
+        return list(re.split(r",?[ \t]*\n\s*|,", text)) if text else []
     if not isinstance(labels, Sequence):
         raise TypeError(f"labels: got {type(labels).__name__}, wanted a text or a list of labels")
     return list(labels)

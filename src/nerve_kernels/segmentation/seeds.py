@@ -71,8 +71,9 @@ def seeds_from_similarity(similarity: torch.Tensor, *, mode: str, scale: float) 
 
     Example:
         >>> similarity = torch.tensor([[0.3, 0.1], [0.2, 0.2]])
-        >>> seeds_from_similarity(similarity, mode="cosine", scale=10.0).sum(1).tolist()
-        [1.0, 1.0]
+        >>> seeds = seeds_from_similarity(similarity, mode="cosine", scale=10.0)
+        >>> [[round(p, 3) for p in row] for row in seeds.tolist()]
+        [[0.881, 0.119], [0.5, 0.5]]
     """
     if similarity.ndim != 2:
         raise ValueError(f"similarity: got shape {tuple(similarity.shape)}, wanted (N, C)")

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+
+import pytest
+
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.config_checks import CHECKS
+
+
+def test_every_field_has_a_check():
+    assert set(CHECKS) == {field.name for field in dataclasses.fields(NerveConfig)}
+
+
+def test_json_round_trip_keeps_every_field():
+    config = NerveConfig(
+        timesteps=(50, 100),
+        layers=(64, "latent/2", "up_blocks.*"),
+        window=(3, 5),
+        cells=(4, 6),
+        templates=("a {}.",),
+        background_words=("sky", "wall"),
+        steps=None,
+        tolerance=0.01,
+        clip_window=None,
+    )
+    assert NerveConfig.from_json(config.to_json()) == config
+    assert isinstance(NerveConfig.from_json(config.to_json()).timesteps, tuple)
+
+
+def test_file_round_trip(tmp_path):
+    config = NerveConfig(alpha=0.5)
+    assert NerveConfig.load(config.save(tmp_path / "made" / "config.json")) == config
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["config.json"]
+
+
+def test_json_names_only_what_differs():
+    assert NerveConfig.from_json('{"alpha": 0.5}') == NerveConfig(alpha=0.5)
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NerveConfig().alpha = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("diffusion_size", 0),
+        ("timesteps", ()),
+        ("timesteps", (-1,)),
+        ("layers", ()),
+        ("layers", ("latent/0",)),
+        ("layers", ("grid:x",)),
+        ("layers", (0,)),
+        ("noise_seed", -1),
+        ("clip_size", 0),
+        ("clip_window", -224),
+        ("clip_stride", 0),
+        ("dense_features", "keys"),
+        ("templates", "imagenet"),
+        ("templates", ()),
+        ("templates", ("a photo",)),
+        ("templates", ("{} and {}",)),
+        ("seed_mode", "softmax"),
+        ("seed_scale", 0.0),
+        ("seed_scale", float("inf")),
+        ("background_words", ("sky", " ")),
+        ("background_words", "sky"),
+        ("probability_threshold", 1.5),
+        ("criterion", "sharpness"),
+        ("temperature", 0.0),
+        ("keep", 0),
+        ("window", 4),
+        ("window", (3, 4)),
+        ("cells", 0),
+        ("beta", -0.1),
+        ("beta", float("nan")),
+        ("alpha", 1.0),
+        ("steps", -1),
+        ("backend", ""),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"^{field}: got .*, wanted "):
+        NerveConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alpha", "0.5"),
+        ("alpha", True),
+        ("steps", 2.0),
+        ("walk", 1),
+        ("window", (3, 3, 3)),
+        ("timesteps", 100),
+        ("timesteps", (0.5,)),
+        ("layers", "latent/1"),
+        ("templates", (1,)),
+        ("backend", 3),
+        ("seed_mode", None),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name(field, value):
+    with pytest.raises(TypeError, match=rf"^{field}: got .*, wanted "):
+        NerveConfig(**{field: value})
+
+
+def test_exactly_one_of_steps_and_tolerance():
+    for both in ({"steps": 3, "tolerance": 0.1}, {"steps": None, "tolerance": None}):
+        with pytest.raises(ValueError, match=r"steps, tolerance: got .* exactly one"):
+            NerveConfig(**both)
+    with pytest.raises(ValueError, match=r"tolerance: got 1\.5"):
+        NerveConfig(steps=None, tolerance=1.5)
+
+
+def test_replace_lets_steps_and_tolerance_stand_for_each_other():
+    by_tolerance = NerveConfig().replace(tolerance=0.1)
+    assert (by_tolerance.steps, by_tolerance.tolerance) == (None, 0.1)
+    by_steps = by_tolerance.replace(steps=4)
+    assert (by_steps.steps, by_steps.tolerance) == (4, None)
+
+
+def test_a_stride_that_skips_pixels_is_refused():
+    with pytest.raises(ValueError, match="clip_stride: got 300"):
+        NerveConfig(clip_stride=300)
+
+
+def test_unknown_keys_are_refused_with_the_nearest_name():
+    with pytest.raises(TypeError, match="unknown field 'alhpa'; did you mean 'alpha'"):
+        NerveConfig.from_json('{"alhpa": 0.5}')
+    with pytest.raises(TypeError, match="unknown field 'zzz'; known: diffusion_size"):
+        NerveConfig().replace(zzz=1)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1"])
+def test_what_is_not_json_is_refused(text):
+    with pytest.raises(ValueError, match="config: not valid JSON"):
+        NerveConfig.from_json(text)
+
+
+def test_json_that_is_no_object_is_refused():
+    with pytest.raises(TypeError, match="config: got list, wanted an object"):
+        NerveConfig.from_json(json.dumps([1]))
