@@ -15,7 +15,7 @@ DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 .PHONY: help demo test lint bench verify gpu-check quality clean
 
 help: ## say what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 # ---- the environment, in layers so that `make demo` installs no more than it needs -------------------------------
 
@@ -57,6 +57,39 @@ lint: $(VENV)/.stamp-dev ## ruff (rules and formatting) and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(VENV)/.stamp-dev ## microbenchmarks against the alternatives
+	@echo "== benchmarks, $(JOBS) threads"
+	@OMP_NUM_THREADS=$(JOBS) $(BIN)/python -m pytest -q benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
+	  --benchmark-only --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+
+quality: $(VENV)/.stamp-dev ## mIoU of the embedded models; writes benchmarks/results/embedded_quality.csv
+	@echo "== evaluating the embedded models on the scenes shipped with the package"
+	@$(BIN)/python -m benchmarks.quality
+
+# The slow checks of the native code. Today: the C++ of csrc/cpu/ compiles without a warning, and its tests pass under
+# AddressSanitizer and UndefinedBehaviorSanitizer (which Python itself is not built with, hence the preloading).
+SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+NATIVE_TESTS := tests/ops/test_window_product_cpp.py
+verify: $(VENV)/.stamp-dev ## native code: warnings are errors; its tests under address and undefined-behaviour sanitizers
+	@command -v g++ > /dev/null || { echo "error: make verify needs g++ and its sanitizer libraries"; exit 1; }
+	@echo "== compiling csrc/ with -Werror and sanitizers into build/verify"
+	@rm -rf build/verify
+	@CXX=g++ CXXFLAGS="-Werror $(SANITIZED)" $(BIN)/python setup.py -q build --build-base build/verify
+	@ls build/verify/lib*/nerve_kernels/_C*.so > /dev/null || { echo "error: csrc/ did not compile, see above"; exit 1; }
+	@echo "== tests of the native ops under the sanitizers"
+	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$$(echo build/verify/lib*)" OMP_NUM_THREADS=$(JOBS) \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE_TESTS)
+
+gpu-check: $(VENV)/.stamp-dev ## tests marked gpu; without a GPU it says so and lists them
+	@echo "== tests that need a GPU"
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python -m pytest -q -m gpu tests; \
+	else \
+	  echo "no GPU visible to torch: nothing can be run; these tests would be:"; \
+	  $(BIN)/python -m pytest -q -m gpu --collect-only tests; \
+	fi
 
 clean: ## remove builds, caches and demo/, but not .venv
 	@echo "== removing builds, caches and demo/"
