@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from nerve_kernels.segmentation.inputs import find_pictures, labels_beside, result_stems
@@ -53,3 +54,13 @@ def test_labels_beside_a_picture(tmp_path):
     (tmp_path / "a.txt").write_text("bird\nfish\n")
     assert labels_beside(tmp_path / "a.jpg") == "bird\nfish\n"
     assert labels_beside(tmp_path / "b.png") == "cat, dog"
+    (tmp_path / "deep" / "labels.json").write_text('{"pictures": [{"file": "c.webp", "labels": ["cat", "a|b"]}]}')
+    assert labels_beside(tmp_path / "deep" / "c.webp") == ["cat", "a|b"]
+    assert labels_beside(tmp_path / "deep" / "other.png") is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"pictures": [{}]}', '{"pictures": 3}', "\xff"])
+def test_a_labels_file_that_cannot_be_read_is_refused(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"labels\.json: cannot read labels from it"):
+        labels_beside(tmp_path / "c.png")

@@ -6,7 +6,7 @@ from nerve_kernels.segmentation.templates import IMAGENET_80, SHORT, fill, is_te
 
 def test_labels_and_synonyms_from_text():
     labels = parse_labels("cat, dog|puppy,\n red  grass ")
-    assert labels.names == (("cat",), ("dog", "puppy"), ("red grass",))
+    assert labels.asked == (("cat",), ("dog", "puppy"), ("red grass",))
     assert labels.shown == ("cat", "dog", "red grass")
     assert labels.flat_names == ("cat", "dog", "puppy", "red grass")
     assert labels.label_of_name == (0, 1, 1, 2)
@@ -14,7 +14,7 @@ def test_labels_and_synonyms_from_text():
 
 
 def test_labels_from_lists():
-    assert parse_labels(["cat", "dog|puppy", ["bird", "gull"]]).names == (
+    assert parse_labels(["cat", "dog|puppy", ["bird", "gull"]]).asked == (
         ("cat",),
         ("dog", "puppy"),
         ("bird", "gull"),
@@ -35,14 +35,18 @@ def test_a_label_called_background_is_the_background():
     labels = parse_labels("cat, Background|sky")
     assert labels.background == 1
     assert labels.flat_names == ("cat", "sky")
+    assert labels.shown == ("cat", "Background")
     alone = parse_labels("background, cat")
     assert alone.background == 0
     assert alone.flat_names == ("background", "cat")
+    # Words given beside it are for a background that brings none of its own.
+    assert parse_labels("cat, background", ("wall", "background")).flat_names == ("cat", "wall", "background")
+    assert parse_labels("cat, background|sky", ("wall",)).flat_names == ("cat", "sky")
 
 
 def test_default_background_leaves_out_what_is_asked_for():
     labels = parse_labels("grass, cat", "default")
-    assert set(labels.names[0]) == {"background", *DEFAULT_BACKGROUND_WORDS} - {"grass"}
+    assert set(labels.asked[0]) == set(DEFAULT_BACKGROUND_WORDS) - {"grass"}
 
 
 @pytest.mark.parametrize("labels", ["", "  \n", []])
@@ -64,7 +68,14 @@ def test_an_empty_synonym_is_refused():
 
 @pytest.mark.parametrize(
     ("labels", "background"),
-    [("cat, dog, Cat", ()), ("dog|puppy, cat|puppy", ()), ("dog|dog", ()), ("cat, sky", ("sky",)), ("cat", ("a", "A"))],
+    [
+        ("cat, dog, Cat", ()),
+        ("dog|puppy, cat|puppy", ()),
+        ("dog|dog", ()),
+        ("cat, sky", ("sky",)),
+        ("cat", ("a", "A")),
+        ("background, cat, background", ()),
+    ],
 )
 def test_a_name_given_twice_is_refused(labels, background):
     with pytest.raises(ValueError, match="is given twice"):

@@ -16,7 +16,7 @@ from .inputs import find_pictures, labels_beside, result_stems
 from .loading import ModelLoadError
 from .pictures import NotAPictureError, load_picture
 from .presets import DEFAULT_PRESET, PRESETS, find_preset
-from .prompts import parse_labels, refuse_a_single_label, split_words
+from .prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -39,7 +39,7 @@ def segment(
             "-l",
             show_default=False,
             help='What to look for: "cat, dog|puppy, grass"; names joined by | are synonyms. '
-            "Without it, labels are read from NAME.txt or labels.txt beside each picture.",
+            "Without it, labels are read from NAME.txt, labels.txt or labels.json beside each picture.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", rich_help_panel=OUTPUT)] = Path(
@@ -106,9 +106,9 @@ def segment(
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = _settings(config, preset, custom=bool(diffusion and clip), overrides=given)
     files, complaints = find_pictures(pictures)
-    words = {file: labels if labels is not None else _words_beside(file) for file in files}
-    for text in sorted(set(words.values())):
-        _refusing(refuse_a_single_label, _refusing(parse_labels, text, settings.background_words))
+    words: dict[Path, LabelsLike] = {file: _words_beside(file) if labels is None else labels for file in files}
+    for wanted in words.values():
+        _refusing(refuse_a_single_label, _refusing(parse_labels, wanted, settings.background_words))
     console = Console(stderr=True, highlight=False)
     for complaint in complaints:
         _say(console, complaint)
@@ -195,17 +195,14 @@ def _settings(file: Path | None, preset: str, *, custom: bool, overrides: dict[s
     return result
 
 
-def _words_beside(file: Path) -> str:
-    try:
-        text = labels_beside(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"--labels: cannot read those beside {file}: {error}") from None
-    if text is None:
+def _words_beside(file: Path) -> LabelsLike:
+    found: LabelsLike | None = _refusing(labels_beside, file)
+    if found is None:
         raise typer.BadParameter(
-            f'--labels: wanted, as in --labels "cat, dog|puppy"; there is no '
-            f"{file.with_suffix('.txt').name} or labels.txt beside {file} either"
+            '--labels: wanted, as in --labels "cat, dog|puppy"; there is none for '
+            f"{file} in {file.with_suffix('.txt').name}, labels.txt or labels.json beside it either"
         )
-    return text
+    return found
 
 
 def _load(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
-LABELS_FILE = "labels.txt"
+from .prompts import LabelsLike
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -65,19 +66,32 @@ def result_stems(pictures: Iterable[Path], folder: Path) -> list[Path]:
     return stems
 
 
-def labels_beside(picture: Path) -> str | None:
-    """The labels written beside a picture: ``NAME.txt``, else the folder's ``labels.txt``.
+def labels_beside(picture: Path) -> LabelsLike | None:
+    """The labels written beside a picture: ``NAME.txt``, or the folder's ``labels.txt`` or ``labels.json``.
 
     Args:
         picture: a picture file.
 
     Returns:
-        The text, labels separated by commas or line ends, or None where there is neither file.
+        Labels, or None where none of the files is there or names the picture. Text files hold
+        labels separated by commas or line ends; ``labels.json`` holds
+        ``{"pictures": [{"file": "cat.png", "labels": ["background", "cat"]}, ...]}``.
+
+    Raises:
+        ValueError: a file that is there and cannot be read so.
     """
-    for candidate in (picture.with_suffix(".txt"), picture.with_name(LABELS_FILE)):
-        if candidate.is_file() and candidate != picture:
-            return candidate.read_text(encoding="utf-8")
-    return None
+    try:
+        for candidate in (picture.with_suffix(".txt"), picture.with_name("labels.txt")):
+            if candidate.is_file() and candidate != picture:
+                return candidate.read_text(encoding="utf-8")
+        candidate = picture.with_name("labels.json")
+        if not candidate.is_file():
+            return None
+        entries = json.loads(candidate.read_text(encoding="utf-8"))["pictures"]
+        found: LabelsLike | None = next((entry["labels"] for entry in entries if entry["file"] == picture.name), None)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{candidate}: cannot read labels from it ({type(error).__name__}: {error})") from error
+    return found
 
 
 def _is_called_like_a_picture(path: Path) -> bool:

@@ -37,50 +37,42 @@ LabelsLike = str | Sequence[str | Sequence[str]]
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Labels, each with all its names.
+    """Labels, and the names by which CLIP is asked for them.
 
     Args:
-        names: one tuple of names a label; the first is the one shown.
+        shown: one name a label.
+        asked: for each label the names of which the best match counts. The background is asked
+            for by its words, not by the word "background", where it has any.
         background: index of the label that stands for "nothing of this", or None.
     """
 
-    names: tuple[tuple[str, ...], ...]
+    shown: tuple[str, ...]
+    asked: tuple[tuple[str, ...], ...]
     background: int | None = None
 
     @property
-    def shown(self) -> tuple[str, ...]:
-        """The first name of each label."""
-        return tuple(names[0] for names in self.names)
-
-    @property
     def flat_names(self) -> tuple[str, ...]:
-        """What CLIP is asked, label after label; the background is asked by its words."""
-        flat: list[str] = []
-        for index, names in enumerate(self.names):
-            flat.extend(names[1:] if index == self.background and len(names) > 1 else names)
-        return tuple(flat)
+        """All asked names, label after label."""
+        return tuple(name for names in self.asked for name in names)
 
     @property
     def label_of_name(self) -> tuple[int, ...]:
         """For each of `flat_names`, the index of its label."""
-        owners: list[int] = []
-        for index, names in enumerate(self.names):
-            hidden = 1 if index == self.background and len(names) > 1 else 0
-            owners.extend([index] * (len(names) - hidden))
-        return tuple(owners)
+        return tuple(index for index, names in enumerate(self.asked) for _ in names)
 
 
 def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ()) -> LabelSet:
     """Read labels and their synonyms.
 
     A text is cut at commas and line ends, each label at ``|``; of several names the best
-    match at a place counts. Background words become one label, ``background``, put first.
-    A label whose first name is ``background`` is the background as well.
+    match at a place counts. A label whose first name is ``background`` is the background, and
+    its further names are its words. Where there is no such label, background words become one,
+    put first.
 
     Args:
         labels: ``"cat, dog|puppy"``, or a sequence of such labels or of sequences of names.
-        background_words: words of the background, or ``"default"`` for a usual list (without
-            those that are labels themselves).
+        background_words: words of the background, where the labels give none; ``"default"`` is
+            a usual list, without those that are labels themselves.
 
     Returns:
         The labels.
@@ -90,7 +82,7 @@ def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ())
         TypeError: something that is not text.
 
     Example:
-        >>> parse_labels("cat, dog|puppy").names
+        >>> parse_labels("cat, dog|puppy").asked
         (('cat',), ('dog', 'puppy'))
         >>> parse_labels(["cat"], ["sky", "wall"]).shown
         ('background', 'cat')
@@ -102,16 +94,17 @@ def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ())
     split = [_names_of(label, number) for number, label in enumerate(_pieces(labels), start=1)]
     if not split:
         raise ValueError("labels: got none, wanted at least one, as in 'cat, dog|puppy'")
+    shown = [names[0] for names in split]
     words = _background_names(background_words, split)
-    background = None
-    if words:
-        split.insert(0, (BACKGROUND, *words))
+    background = next((index for index, name in enumerate(shown) if name.casefold() == BACKGROUND), None)
+    if background is not None:
+        split[background] = split[background][1:] or words or split[background]
+    elif words:
         background = 0
-    _refuse_duplicates(split)
-    for index, names in enumerate(split):
-        if names[0].casefold() == BACKGROUND:
-            background = index
-    return LabelSet(names=tuple(split), background=background)
+        shown.insert(0, BACKGROUND)
+        split.insert(0, words)
+    _refuse_duplicates(shown, split)
+    return LabelSet(shown=tuple(shown), asked=tuple(split), background=background)
 
 
 def refuse_a_single_label(labels: LabelSet) -> None:
@@ -120,7 +113,7 @@ def refuse_a_single_label(labels: LabelSet) -> None:
     Raises:
         ValueError: fewer than two labels, the background included.
     """
-    if len(labels.names) < 2:
+    if len(labels.shown) < 2:
         raise ValueError(
             f"labels: got only {labels.shown[0]!r}, so every pixel would be that; give a second label, or "
             "background words ('default' is a usual list)"
@@ -171,14 +164,14 @@ def _background_names(words: str | Sequence[str], labels: list[tuple[str, ...]])
     return cleaned
 
 
-def _refuse_duplicates(labels: list[tuple[str, ...]]) -> None:
+def _refuse_duplicates(shown: list[str], asked: list[tuple[str, ...]]) -> None:
     owner: dict[str, str] = {}
-    for names in labels:
+    for label, names in zip(shown, asked, strict=True):
         for name in names:
             key = name.casefold()
             if key in owner:
                 raise ValueError(
-                    f"labels: {name!r} is given twice (in {owner[key]!r} and {names[0]!r}); "
-                    "each name may stand for one label only, so remove one"
+                    f"labels: {name!r} is given twice (in {owner[key]!r} and {label!r}); each name may stand for "
+                    "one label only, so remove one"
                 )
-            owner[key] = names[0]
+            owner[key] = label

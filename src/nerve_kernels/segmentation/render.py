@@ -149,7 +149,7 @@ def _outline(indices: np.ndarray) -> np.ndarray:
 
 def _name_regions(coloured: Image.Image, indices: np.ndarray, names: Sequence[str]) -> None:
     draw = ImageDraw.Draw(coloured)
-    font = ImageFont.load_default(max(16, min(coloured.size) // 24))
+    font = ImageFont.load_default(max(18, min(coloured.size) // 22))
     for index in np.unique(indices):
         inside = indices == index
         if index == 0 or inside.mean() < SMALLEST_NAMED_FRACTION:
@@ -159,7 +159,7 @@ def _name_regions(coloured: Image.Image, indices: np.ndarray, names: Sequence[st
         # Keep the whole name within the picture where it fits at all.
         x += max(0, 4 - left) - max(0, right + 4 - coloured.width)
         y += max(0, 4 - top) - max(0, bottom + 4 - coloured.height)
-        draw.text((x, y), names[index], "white", font, anchor="mm", stroke_width=3, stroke_fill="black")
+        draw.text((x, y), names[index], "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
 
 
 def _innermost(inside: np.ndarray) -> tuple[float, float]:
