@@ -211,6 +211,7 @@ def test_labels_beside_the_pictures(models, pictures, tmp_path):
         (["--labels", "cat, dog", "--config", "/no/such/file"], "--config: cannot read /no/such/file"),
         (["--labels", "cat, dog", "--layers", "up_blocks.7"], "layers: 'up_blocks.7' fits none of"),
         (["--labels", "cat, dog", "--timesteps", "1000"], "timesteps: got 1000"),
+        (["--labels", "cat, dog", "--out", __file__], "is a file, wanted a folder"),
         (["--labels", "cat, dog", "--device", "gpu9"], "device: got 'gpu9'"),
         (["--labels", "cat, dog", "--dtype", "int8"], "dtype: got 'int8'"),
     ],
@@ -260,6 +261,14 @@ def test_models_out_of_reach_are_one_line(pictures, tmp_path, capsys):
         assert code == 1
         assert message in err.splitlines()[-1]
         assert "Traceback" not in err
+
+
+def test_names_are_shown_as_they_are(models, pictures, tmp_path, capsys):
+    odd = pictures / "[red]:smile: [x].png"
+    odd.write_text("no picture")
+    code, _, err = run_main(capsys, odd, "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    assert code == 1
+    assert f"{odd}: not a picture" in err
 
 
 def test_help(capsys):

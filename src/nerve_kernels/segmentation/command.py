@@ -109,7 +109,10 @@ def segment(
     words: dict[Path, LabelsLike] = {file: _words_beside(file) if labels is None else labels for file in files}
     for wanted in words.values():
         _refusing(refuse_a_single_label, _refusing(parse_labels, wanted, settings.background_words))
-    console = Console(stderr=True, highlight=False)
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out: {out} is a file, wanted a folder")
+    # File names are shown as they are: no markup, no emoji codes.
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     for complaint in complaints:
         _say(console, complaint)
     if not files:
@@ -123,6 +126,8 @@ def segment(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
+        # What goes to a file or a pipe must not end up on the terminal's bar.
+        redirect_stdout=sys.stdout.isatty(),
     ) as progress:
         task = progress.add_task("segmenting", total=len(files))
         for file, stem in zip(files, stems, strict=True):
@@ -143,8 +148,8 @@ def segment(
 
 
 def _say(console: Console, line: str) -> None:
-    """One plain line, whatever is in it: no markup, no wrapping."""
-    console.print(" ".join(line.split()), markup=False, soft_wrap=True)
+    """One line, not wrapped."""
+    console.print(" ".join(line.split()), soft_wrap=True)
 
 
 def _read(text: str | None, reader: Callable[[str], Any]) -> Any:

@@ -59,6 +59,8 @@ def load_part(
         return load(str(source), **options)
     except Exception as error:  # the libraries raise many kinds, from OSError to httpx errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if "use_safetensors" in reason:  # the library's advice is to read pickles instead
+            reason = "it has no safetensors weights, and pickles are not read here."
         part = f" ({subfolder})" if subfolder else ""
         if local:
             raise ModelLoadError(
