@@ -31,7 +31,7 @@ def _option(*names: str, panel: str = METHOD, help: str) -> Any:
 
 @app.command()
 def segment(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files, folders, or quoted globs.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="Files, folders, or quoted globs.")],
     labels: Annotated[
         str | None,
         typer.Option(

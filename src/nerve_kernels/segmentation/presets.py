@@ -51,7 +51,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "layers": ("latent/1",),
                 "clip_size": 128,
                 "clip_window": None,
-                "dense_features": "key_key",
+                "dense_features": "value",  # how its CLIP was trained to answer for places
                 "templates": "photo",
                 "window": 7,
                 "cells": 16,
