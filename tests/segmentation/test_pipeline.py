@@ -236,3 +236,17 @@ def test_config_fields_are_all_used_somewhere():
     for field in dataclasses.fields(NerveConfig):
         assert f"config.{field.name}" in source, field.name
     assert {*AFFINITY_FIELDS, *CLIP_FIELDS, *DIFFUSION_FIELDS} <= {f.name for f in dataclasses.fields(NerveConfig)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_gpu_agrees_with_the_cpu(diffusion_folder, clip_folder, pipeline, wide_picture, dtype):
+    """The noise is drawn on the CPU, so the same seed means the same picture of noise."""
+    on_gpu = NervePipeline.from_pretrained(
+        diffusion=diffusion_folder, clip=clip_folder, device="cuda", dtype=dtype, config=pipeline.config
+    )
+    seen = on_gpu(wide_picture, LABELS).token_probabilities
+    wanted = pipeline(wide_picture, LABELS).token_probabilities
+    tolerance = 2e-2 if dtype is None else 1e-1
+    torch.testing.assert_close(seen, wanted, atol=tolerance, rtol=tolerance)
