@@ -20,6 +20,12 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import setuptools
+
+# With --no-build-isolation nobody else checks this, and an older one fails with messages that do not say so.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"error: nerve-kernels needs setuptools >= 77, got {setuptools.__version__}: pip install -U setuptools")
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
