@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,7 +56,7 @@ def fetch_icons(style: Style, folder: Path = ARCHIVES) -> dict[str, dict[str, ob
 
 def rasterise(icon: dict[str, object], side: int = SPRITE_SIDE) -> Image.Image:
     """One icon as RGBA, trimmed to its visible part, its longer side `side` pixels."""
-    import cairosvg
+    import cairosvg  # type: ignore[import-untyped]
 
     width, height = icon["width"], icon["height"]
     svg = (
@@ -90,7 +91,7 @@ def render_all_sprites() -> Sprites:
 def save_sprites(sprites: Sprites, path: Path = SPRITES) -> None:
     """Keep the rasterised sprites in one archive, so that SVG is read only once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{style}|{noun}|{index}": np.asarray(drawing)
         for (style, noun), drawings in sprites.items()
         for index, drawing in enumerate(drawings)

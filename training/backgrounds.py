@@ -61,7 +61,8 @@ class Backgrounds:
         else:
             kind = rng.integers(3)
             background = (_gradient, _noise, _stripes)[kind](rng, height, width)
-        return np.clip(background, 0, 255).astype(np.uint8)
+        pixels: np.ndarray = np.clip(background, 0, 255).astype(np.uint8)
+        return pixels
 
     def _photograph(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         picture = self.pictures[rng.integers(len(self.pictures))]
@@ -83,7 +84,7 @@ class Backgrounds:
             tone = pixels.mean(axis=2, keepdims=True) / 255
             dark, light = rng.uniform(0, 130, 3), rng.uniform(100, 255, 3)
             pixels = dark + tone * (light - dark)
-        return pixels * rng.uniform(0.75, 1.2) + rng.uniform(-15, 15)
+        return np.asarray(pixels * rng.uniform(0.75, 1.2) + rng.uniform(-15, 15))
 
 
 def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -95,7 +96,7 @@ def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         ramp = (np.cos(angle) * columns + np.sin(angle) * rows) / 1.42 * 0.5 + 0.5
     else:
         ramp = np.hypot(rows - rng.uniform(-1, 1), columns - rng.uniform(-1, 1)) / 2.83
-    return first + ramp[:, :, None] * (second - first)
+    return np.asarray(first + ramp[:, :, None] * (second - first))
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -124,4 +125,4 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         pattern = pattern * np.sin(across * 2 * np.pi / period)
     sharpness = rng.uniform(1, 6)
     ramp = np.clip(pattern * sharpness * 0.5 + 0.5, 0, 1)
-    return first + ramp[:, :, None] * (second - first)
+    return np.asarray(first + ramp[:, :, None] * (second - first))

@@ -22,7 +22,8 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """The state that `save_state` wrote, or None before the first."""
     if not path.exists():
         return None
-    return torch.load(path, weights_only=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
 
 
 class Clock:

@@ -1,12 +1,12 @@
 """Scenes: sprites scaled, rotated and laid over a background, with exact masks from their alpha."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from training.artwork import Sprites
-from training.backgrounds import Backgrounds
 from training.vocabulary import NOUN_LIST
 
 
@@ -32,6 +32,12 @@ class SceneRecipe:
     first_drawing_only: bool = False
 
 
+class BackgroundSource(Protocol):
+    """Whatever draws backgrounds: (height, width, 3) uint8."""
+
+    def sample(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture (H, W, 3), its label map (H, W; 0 background, i + 1 for noun i) and its nouns."""
@@ -45,7 +51,7 @@ def compose_scene(
     rng: np.random.Generator,
     sprites: Sprites,
     styles: tuple[str, ...],
-    backgrounds: Backgrounds,
+    backgrounds: BackgroundSource,
     recipe: SceneRecipe,
 ) -> Scene:
     """Draw scenes from `rng` until one keeps every object visible enough."""
@@ -59,7 +65,7 @@ def _try_scene(
     rng: np.random.Generator,
     sprites: Sprites,
     styles: tuple[str, ...],
-    backgrounds: Backgrounds,
+    backgrounds: BackgroundSource,
     recipe: SceneRecipe,
 ) -> Scene | None:
     height, width = recipe.height, recipe.width

@@ -73,6 +73,7 @@ def new_scheduler() -> DDPMScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        steps_offset=1,
         prediction_type="epsilon",
     )
 
@@ -124,7 +125,8 @@ def _hand_on(
     """Make the first output channels of a convolution copies of the same input channels."""
     rows = min(conv.out_channels, _COLOURS + len(_ANCHORS))
     conv.weight[:rows] = 0
-    conv.bias[:rows] = 0
+    if conv.bias is not None:
+        conv.bias[:rows] = 0
     for channel in range(min(channels, rows)):
         for y, x, weight in taps:
             conv.weight[channel, channel, y, x] = weight

@@ -6,6 +6,7 @@ photographs that training never sees; a seed of its own for every scene.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _licences() -> dict[str, list[dict[str, str]]]:
     return {"artwork": artwork, "photographs": [asdict(photograph) for photograph in PHOTOGRAPHS]}
 
 
-def _compact_json(document: dict[str, object]) -> str:
+def _compact_json(document: Mapping[str, object]) -> str:
     """One entry of a list a line: short, and a change shows as a line."""
     lines = []
     for key, value in document.items():

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from training.artwork import load_sprites
 from training.backgrounds import Backgrounds
-from training.captions import tokenizer_corpus
 from training.checkpoints import AveragedWeights, Clock, load_state, log_line, save_state
 from training.composition import SceneRecipe, compose_scene
 from training.diffusion_model import (
@@ -26,7 +25,7 @@ from training.diffusion_model import (
     new_unet,
 )
 from training.paths import AUTOENCODER_RUN, UNET_RUN
-from training.tokenizer import learn_tokenizer
+from training.tokenizer import kept_tokenizer
 from training.train_autoencoder import pictures_to_tensor
 from training.vocabulary import TRAINING_STYLES
 
@@ -42,7 +41,8 @@ def cache_latents(scenes: int, seed: int = 3) -> Tensor:
     """Scaled mean latents of freshly composed training scenes: (scenes, 4, 32, 32) float16."""
     path = UNET_RUN / "latents.pt"
     if path.exists():
-        return torch.load(path, weights_only=True)
+        kept: Tensor = torch.load(path, weights_only=True)
+        return kept
     autoencoder = AutoencoderKL.from_pretrained(AUTOENCODER_RUN / "best").eval()
     sprites, backgrounds = load_sprites(), Backgrounds("training")
     rng = np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
     torch.set_num_threads(1)
     latents = cache_latents(scenes)
     torch.manual_seed(seed)
-    tokenizer = learn_tokenizer(tokenizer_corpus(seed=0), merges=600, longest=LONGEST_PROMPT)
+    tokenizer = kept_tokenizer(UNET_RUN / "tokenizer", merges=600, longest=LONGEST_PROMPT)
     text_encoder = new_text_encoder(tokenizer).eval()
     model = new_unet()
     # Faster here than the fused kernel, whose CPU version is slow for narrow heads.
@@ -93,7 +93,6 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
     step, spent = 0, 0.0
     if state is None:
         # The same random text encoder must serve every resumed run, and ship.
-        tokenizer.save_pretrained(UNET_RUN / "tokenizer")
         text_encoder.save_pretrained(UNET_RUN / "text_encoder")
     else:
         model.load_state_dict(state["model"])
@@ -101,11 +100,10 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
         average.values = state["average"]
         step, spent = state["step"], state["spent"]
         text_encoder = type(text_encoder).from_pretrained(UNET_RUN / "text_encoder").eval()
-    empty = tokenizer(
-        "", padding="max_length", max_length=LONGEST_PROMPT, return_tensors="pt"
-    )  # fmt: skip
+    # Without a mask over the padding, as Stable Diffusion's own pipeline calls its text encoder.
+    empty = tokenizer("", padding="max_length", max_length=LONGEST_PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():
-        prompt = text_encoder(**empty).last_hidden_state
+        prompt = text_encoder(empty).last_hidden_state
     clock = Clock(minutes, spent)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     next_save = clock.spent + 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -83,11 +84,13 @@ class EmbeddedScenes(Dataset[EmbeddedScene]):
         """Every class of the world, the background first; a mask holds indices into this."""
         return tuple(_manifest()["classes"])
 
+    def __iter__(self) -> Iterator[EmbeddedScene]:
+        return (self[index] for index in range(len(self)))
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> EmbeddedScene:
-        # An IndexError past the end lets a plain `for` loop stop.
         entry = self._entries[index]
         from PIL import Image
 
