@@ -23,6 +23,7 @@ from training.checkpoints import AveragedWeights, Clock, load_state, log_line, s
 from training.clip_model import LONGEST_CAPTION, encode_images, encode_texts, new_clip, to_pixels
 from training.composition import Scene, SceneRecipe, compose_scene
 from training.localisation import localisation
+from training.optimizers import new_optimizers
 from training.paths import CLIP_RUN
 from training.tokenizer import kept_tokenizer
 from training.vocabulary import BACKGROUND, NOUN_LIST, SEEN_STYLE, TRAINING_STYLES
@@ -108,18 +109,6 @@ def clip_loss(
     return pooled, dense
 
 
-def new_optimizers(model: CLIPModel) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the blocks' matrices, which here needs fewer steps than Adam; Adam for the rest."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-    matrices += [model.visual_projection.weight, model.text_projection.weight]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return (
-        torch.optim.Muon(matrices, lr=RATES[0], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=RATES[1], betas=(0.9, 0.98), weight_decay=0.0),
-    )
-
-
 def draw_scenes(rng: np.random.Generator, sprites: Sprites, backgrounds: Backgrounds, progress: float) -> list[Scene]:
     """A batch of pictures of one size; small ones early, whole scenes late."""
     shares = [(1 - progress) * start + progress * end for start, end in SHARES.values()]
@@ -143,7 +132,7 @@ def train_clip(minutes: float, seed: int = 0) -> None:
     model = new_clip(tokenizer)
     # Twice as fast here as the fused kernel, whose CPU version is slow for narrow heads.
     model.set_attn_implementation("eager")
-    optimizers = new_optimizers(model)
+    optimizers = new_optimizers(model, lambda name: ".layers." in name or "_projection." in name, RATES)
     average = AveragedWeights(model, decay=0.995)
     state = load_state(CLIP_RUN / "state.pt")
     step, spent, best = 0, 0.0, 0.0

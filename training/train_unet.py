@@ -5,6 +5,7 @@ network is convolutional besides, and on two cores that is four times as many pi
 share of the steps sees whole latents, so that attention ends at the length it is used at.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -24,6 +25,7 @@ from training.diffusion_model import (
     new_text_encoder,
     new_unet,
 )
+from training.optimizers import new_optimizers
 from training.paths import AUTOENCODER_RUN, UNET_RUN
 from training.tokenizer import kept_tokenizer
 from training.train_autoencoder import pictures_to_tensor
@@ -33,6 +35,8 @@ WINDOW = 16
 WINDOW_BATCH, WHOLE_BATCH = 48, 8
 #: The share of the training time, at its end, that sees whole latents.
 WHOLE_SHARE = 0.3
+#: Peak learning rate.
+RATE = 1e-3
 SCENE = SceneRecipe(smallest_side=24, largest_side=84, colour_jitter=0.2)
 
 
@@ -87,7 +91,7 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
     # Faster here than the fused kernel, whose CPU version is slow for narrow heads.
     model.set_attn_processor(AttnProcessor())
     scheduler = new_scheduler()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = new_optimizers(model, lambda name: ".transformer_blocks." in name, (RATE, RATE))
     average = AveragedWeights(model, decay=0.995)
     state = load_state(UNET_RUN / "state.pt")
     step, spent = 0, 0.0
@@ -96,7 +100,8 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
         text_encoder.save_pretrained(UNET_RUN / "text_encoder")
     else:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         average.values = state["average"]
         step, spent = state["step"], state["spent"]
         text_encoder = type(text_encoder).from_pretrained(UNET_RUN / "text_encoder").eval()
@@ -109,9 +114,9 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
     next_save = clock.spent + 300
     sums = np.zeros(2)
     while clock.progress < 1:
-        for group in optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * cosine)
+        cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
+        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
+            group["lr"] = RATE * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * cosine)
         clean = draw_batch(latents, clock.progress > 1 - WHOLE_SHARE, generator)
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(0, 1000, (len(clean),), generator=generator)
@@ -119,10 +124,11 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             predicted = model(noisy, times, prompt.expand(len(clean), -1, -1)).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         average.update(model, step)
         sums += (loss.item(), 1)
@@ -137,7 +143,7 @@ def train_unet(minutes: float, seed: int = 4, scenes: int = 8_000) -> None:
             save_state(
                 UNET_RUN / "state.pt",
                 {
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average.values, "step": step, "spent": clock.spent,
                 },
             )  # fmt: skip
