@@ -67,7 +67,7 @@ def test_overlay_enlarges_small_pictures_and_colours_labels():
     assert overlay.getpixel((20, 20)) == (100, 100, 100)  # the background keeps its colour
     red, green, blue = bright_colour(0)
     seen = overlay.getpixel((700, 20))
-    assert all(abs(a - (100 + b) / 2) <= 1 for a, b in zip(seen, (red, green, blue), strict=True))
+    assert all(abs(a - (0.45 * 100 + 0.55 * b)) <= 1 for a, b in zip(seen, (red, green, blue), strict=True))
     assert render_overlay(picture, label_map, ["a", "b"], side_by_side=True).width == 2 * 720 + 12
 
 

@@ -13,7 +13,7 @@ from .palette import Colour, bright_colour, voc_palette
 
 SHORTEST_DISPLAY_SIDE = 480
 LONGEST_DISPLAY_SIDE = 1600
-OPACITY = 0.5
+OPACITY = 0.55
 SMALLEST_NAMED_FRACTION = 0.015
 
 
@@ -131,7 +131,10 @@ def _colour(shown: Image.Image, indices: np.ndarray, colours: Sequence[Colour | 
     table = np.array([colour or (0, 0, 0) for colour in colours], dtype=np.float32)
     strength = np.array([OPACITY if colour else 0.0 for colour in colours], dtype=np.float32)
     alpha = strength[indices][..., None]
-    blended = np.asarray(shown, dtype=np.float32) * (1 - alpha) + table[indices] * alpha
+    pixels = np.asarray(shown, dtype=np.float32)
+    # Under a label the picture is grey: on a red thing, green would look brown, not as in the legend.
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None]
+    blended = np.where(alpha > 0, grey * (1 - alpha) + table[indices] * alpha, pixels)
     blended[_outline(indices)] = 255.0
     return Image.fromarray(blended.round().astype(np.uint8))
 
