@@ -48,6 +48,14 @@ def _columns(p: Any, shape: tuple[int, int, int]) -> tuple[Tensor, bool]:
     return p, False
 
 
+def _holds_placeholders(tensor: Any, grid: Any) -> bool:
+    """Whether torch (export, pytree) is rebuilding a dataclass around stand-ins of its own, not a user making one."""
+    if torch.compiler.is_compiling() or not isinstance(grid, tuple):
+        return False
+    wrapped = any(type(side).__module__.startswith("torch.") for side in grid)
+    return wrapped or (not isinstance(tensor, Tensor) and not any(isinstance(side, int) for side in grid))
+
+
 class Affinity:
     """What the three affinities share: a shape, products with token columns, a dense form, and moving about."""
 
@@ -107,8 +115,8 @@ class LocalAffinity(Affinity):
     window: Grid = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.values, Tensor) and not isinstance(self.grid, tuple):
-            return  # torch rebuilds registered dataclasses with placeholders
+        if _holds_placeholders(self.values, self.grid):
+            return
         object.__setattr__(self, "grid", check_grid("grid", self.grid))
         object.__setattr__(self, "window", check_window(self.window, self.grid))
         check_tensor("values", self.values, 3, "(B, N, kh·kw)")
@@ -195,8 +203,8 @@ class LowRankAffinity(Affinity):
     cells: Grid | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.u, Tensor) and not isinstance(self.grid, tuple):
-            return  # torch rebuilds registered dataclasses with placeholders
+        if _holds_placeholders(self.u, self.grid):
+            return
         object.__setattr__(self, "grid", check_grid("grid", self.grid))
         check_tensor("u", self.u, 3, "(B, N, r)")
         check_tokens("grid", self.grid, self.u.shape[1], "u")

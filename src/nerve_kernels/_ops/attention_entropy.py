@@ -20,20 +20,23 @@ define(
 
 
 def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """m = max s, l = Σ e^{s−m}, t = Σ e^{s−m}(s−m); the centred form does not cancel where 𝓗 is near 0."""
+    """With m = max s: p = softmax(s), log l = −log max p, and 𝓗 = log l − Σ p (s−m).
+
+    The largest probability of a row is e⁰/l, so torch's softmax kernel, whose exponential is far faster than
+    ``torch.exp`` on a CPU, yields l too; the centred sum does not cancel where 𝓗 is near 0.
+    """
     dtype = accumulation_dtype(q, k)
     entropy = q.new_empty(q.shape[:3], dtype=dtype)
     lse = torch.empty_like(entropy)
     for index, rows in head_blocks(q, k):
         block = scores(q[index][rows], k[index], scale, dtype)
         maximum = block.amax(-1, keepdim=True)
-        block -= maximum
-        exponentials = block.exp()
-        mass = exponentials.sum(-1)
-        # a masked key (−inf) has weight 0 and must add 0, not 0 · −inf
-        weighted = exponentials.mul_(block.clamp_(min=torch.finfo(dtype).min)).sum(-1)
-        entropy[index][rows] = (mass.log() - weighted / mass).clamp_(min=0)
-        lse[index][rows] = maximum.squeeze(-1) + mass.log()
+        p = block.softmax(-1)
+        log_mass = p.amax(-1).log_().neg_()
+        # a masked key (score −inf) has p = 0 and must add 0, not 0 · −inf; a row with a NaN score is NaN in log_mass
+        weighted = p.mul_(block.sub_(maximum)).nansum(-1)
+        entropy[index][rows] = (log_mass - weighted).clamp_(min=0)
+        lse[index][rows] = maximum.squeeze(-1) + log_mass
     return entropy, lse
 
 

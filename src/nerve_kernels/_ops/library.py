@@ -53,22 +53,17 @@ def fold_batch(name: str, broadcastable: Sequence[int] = ()) -> None:
     """
     operator = getattr(torch.ops.nerve_kernels, name).default
 
-    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
         size = info.batch_size
-        moved = [
-            argument.movedim(dim, 0)
-            if dim is not None
-            else argument.unsqueeze(0).expand(size, *argument.shape)
-            if isinstance(argument, Tensor)
-            else argument
-            for argument, dim in zip(arguments, in_dims, strict=True)
-        ]
+        # a dimension that is not a tensor's (that of a list, say) stands for nothing
+        dims = [dim if isinstance(dim, int) else None for dim in in_dims]
+        moved = [_mapped_first(argument, dim, size) for argument, dim in zip(arguments, dims, strict=True)]
         batch = max(argument.shape[1] for argument in moved if isinstance(argument, Tensor))
         folded = []
         for position, argument in enumerate(moved):
             if not isinstance(argument, Tensor):
                 folded.append(argument)
-            elif position in broadcastable and in_dims[position] is None and argument.shape[1] == 1:
+            elif position in broadcastable and dims[position] is None and argument.shape[1] == 1:
                 folded.append(arguments[position])
             else:
                 folded.append(argument.expand(size, batch, *argument.shape[2:]).flatten(0, 1))
@@ -78,6 +73,13 @@ def fold_batch(name: str, broadcastable: Sequence[int] = ()) -> None:
         return tuple(output.unflatten(0, (size, -1)) for output in outputs), tuple(0 for _ in outputs)
 
     torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=LIBRARY)
+
+
+def _mapped_first(argument: Any, dim: int | None, size: int) -> Any:
+    """A tensor with its mapped dimension in front, repeated where it has none."""
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.unsqueeze(0).expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
 
 
 def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Elements of one block of scores. On a CPU a block and its exponentials should stay near the cores (2 × 4 MiB of
-# float32 here); a GPU wants enough work per launch.
-CPU_BLOCK_ELEMENTS = 1 << 20
+# Elements of one block of scores. On a CPU a block and its exponentials should stay in the cores' caches (2 × 2 MiB of
+# float32 here; measured: 128 rows of 4096 keys are 1.2 × as fast as 512); a GPU wants enough work per launch.
+CPU_BLOCK_ELEMENTS = 1 << 19
 GPU_BLOCK_ELEMENTS = 1 << 24
 
 
