@@ -30,7 +30,7 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
     Photograph("skimage", "data/camera.png", "CC0-1.0", "Lav Varshney"),
     Photograph("skimage", "data/cell.png", "CC0-1.0", "scikit-image, sample `cell`"),
     Photograph("skimage", "data/coffee.png", "CC0-1.0", "Rachel Michetti"),
-    Photograph("skimage", "data/grass.png", "CC0-1.0", "scikit-image, sample `grass`"),
+    Photograph("skimage", "data/grass.png", "CC0-1.0", "linolafett, DeviantArt"),
     Photograph("skimage", "data/gravel.png", "CC0-1.0", "CC0Textures, Gravel04"),
     Photograph("skimage", "data/hubble_deep_field.jpg", "public domain", "NASA"),
     Photograph("sklearn", "datasets/images/china.jpg", "CC-BY-2.0", "danielbuechele, Flickr"),

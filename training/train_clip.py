@@ -48,6 +48,8 @@ SHARES = {32: (0.8, 0.1), 64: (0.15, 0.5), 128: (0.05, 0.4)}
 #: The share of crops with nothing in them but background.
 EMPTY_SHARE = 0.06
 CAPTIONS = 32
+#: In logits; about the logarithm of how much commoner background is than one noun.
+BACKGROUND_PRIOR = 3.0
 #: Peak learning rates of the two optimizers.
 RATES = (2e-3, 1e-3)
 #: The check while training; the shipped scenes are drawn from other seeds.
@@ -103,6 +105,9 @@ def clip_loss(
     pooled = multi_positive_loss(logits, positive.float())
     pooled = pooled + multi_positive_loss(logits.T, positive.T.float())
     patch_logits = scale * (patches.flatten(0, 1) @ text[: len(WORDS)].T)
+    # Nearly every caption may say background and each noun is rare, so patches would learn to say
+    # background first of all. Training under that prior leaves what is shipped free of it.
+    patch_logits[:, WORDS.index(BACKGROUND)] += BACKGROUND_PRIOR
     claimed = {32: 3, 64: 4, 128: 6}[side]
     holds = positive[:, : len(WORDS)]
     dense = patch_loss(patch_logits.view(len(scenes), -1, len(WORDS)), holds, claimed)

@@ -36,8 +36,8 @@ def test_a_backend_that_cannot_run_says_why_and_never_gives_way_to_another(monke
     affinity = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
     with pytest.raises(
         nk.BackendUnavailableError,
-        match=r"window_product: backend='cpp' cannot run: the compiled extension is not loaded: no compiler was found\. "
-        r"For these inputs use backend=None or one of: eager",
+        match=r"window_product: backend='cpp' cannot run: the compiled extension is not loaded: no compiler was "
+        r"found\. For these inputs use backend=None or one of: eager",
     ):
         torch.ops.nerve_kernels.window_product(affinity.values, torch.ones(1, 4, 2), (2, 2), (1, 1), "cpp")
     assert "cpp" not in nk.available_backends()
