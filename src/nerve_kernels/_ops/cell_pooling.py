@@ -15,14 +15,22 @@ def _side_membership(side: int, cells: int, like: Tensor) -> Tensor:
 
 
 def sum_cells(tokens: Tensor, grid: list[int], cells: list[int]) -> Tensor:
-    """(rows, H·W) -> (rows, h·w): the sum over each cell."""
+    """(rows, H·W) -> (rows, h·w): the sum over each cell.
+
+    Picture rows are added first and columns by a small matrix product: on a CPU several times as fast as one
+    reduction over the two inner dimensions of a cell, which torch does not vectorise.
+    """
     rows = tokens.shape[0]
     on_grid = tokens.view(rows, *grid)
-    if grid[0] % cells[0] == 0 and grid[1] % cells[1] == 0:
-        blocks = on_grid.view(rows, cells[0], grid[0] // cells[0], cells[1], grid[1] // cells[1])
-        return blocks.sum((2, 4)).view(rows, -1)
-    narrow = on_grid @ _side_membership(grid[1], cells[1], tokens).transpose(0, 1)
-    return (_side_membership(grid[0], cells[0], tokens) @ narrow).view(rows, -1)
+    if grid[0] % cells[0] == 0:
+        blocks = on_grid.view(rows, cells[0], grid[0] // cells[0], grid[1])
+        flat = blocks[:, :, 0].clone()
+        for line in range(1, blocks.shape[2]):
+            flat += blocks[:, :, line]
+    else:
+        flat = _side_membership(grid[0], cells[0], tokens) @ on_grid
+    columns = _side_membership(grid[1], cells[1], tokens).transpose(0, 1)
+    return (flat.view(rows * cells[0], grid[1]) @ columns).view(rows, -1)
 
 
 def tokens_per_cell(grid: list[int], cells: list[int], like: Tensor) -> Tensor:

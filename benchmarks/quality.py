@@ -1,0 +1,241 @@
+"""mIoU of the embedded models: hyperparameters chosen on the validation scenes, the test scenes scored once.
+
+``python -m benchmarks.quality`` (``make quality``) writes to ``benchmarks/results/``:
+
+- ``embedded_quality.csv``: method, the settings selected on validation, mIoU on all 200 test scenes;
+- ``embedded_quality_by_style.csv``: the same for the seen and the unseen style, and for two vocabularies: each
+  picture's own words (what a person types), and all words of the world (what the field's protocol asks);
+- ``embedded_quality.json``: every selected config in full, validation scores, machine, versions, date.
+
+The search is one pass over the settings in a fixed order, each chosen with the ones before it fixed; ties keep the
+earlier option. Nothing but validation scenes is looked at until it is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import nerve_kernels as nk
+from nerve_kernels.evaluation import EmbeddedScene, EmbeddedScenes, MeanIoU
+from nerve_kernels.segmentation import NerveConfig, NervePipeline
+from nerve_kernels.segmentation.files import write_whole
+from nerve_kernels.segmentation.pipeline import ImageFeatures
+from nerve_kernels.segmentation.prompts import BACKGROUND
+
+RESULTS = Path(__file__).parent / "results"
+
+# In the order of the search: several fields may be chosen together, as one option each.
+CLIP_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
+    (
+        ("dense_features", "clip_residual", "clip_feed_forward"),
+        (("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True)),
+    ),
+    (("seed_mode",), (("cross_attention",), ("cosine",))),
+    (("seed_scale",), ((None,), (40.0,), (20.0,), (10.0,))),
+)
+DIFFUSION_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
+    (("layers",), ((("latent/1",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),))),
+    (("timesteps",), (((50,),), ((1,),), ((20,),), ((100,),), ((20, 100),))),
+)
+WALK_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
+    (("temperature",), ((0.02,), (0.005,), (0.05,), (0.2,))),
+    (("alpha", "steps"), ((0.8, 20), (0.6, 12), (0.9, 40))),
+    (("beta",), ((0.1,), (0.0,), (0.25,), (0.5,))),
+    (("window",), ((7,), (5,), (11,))),
+    (("seed_scale",), ((None,), (40.0,), (20.0,))),
+    (("alpha", "steps"), ((0.6, 12), (0.7, 15), (0.8, 20), (0.85, 30), (0.9, 40), (0.95, 60))),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: what is fixed by its definition; the rest is searched."""
+
+    name: str
+    fixed: dict[str, Any]
+
+    def search(self) -> list[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]]:
+        """The settings that are open for this method."""
+        if not self.fixed.get("walk", True):
+            return []
+        idle = {"temperature"} if self.fixed["criterion"] == "uniform" else set()
+        # without a local part there is no window
+        idle |= {"window"} if self.fixed.get("beta") == 1.0 else set()
+        return [(names, options) for names, options in WALK_SEARCH if not {*idle, *self.fixed} & {*names}]
+
+
+METHODS = (
+    Method("clip", {"walk": False}),
+    Method("clip+walk uniform", {"criterion": "uniform"}),
+    Method("clip+walk entropy", {"criterion": "entropy"}),
+    Method("clip+walk information", {"criterion": "information"}),
+    Method("local only", {"criterion": "entropy", "beta": 0.0}),
+    Method("global only", {"criterion": "entropy", "beta": 1.0}),
+)
+
+
+class Split:
+    """Scenes of one split with their features, encoded once for each choice of what goes into the models."""
+
+    def __init__(self, pipeline: NervePipeline, scenes: Sequence[EmbeddedScene], progress: Progress) -> None:
+        self.pipeline, self.scenes, self.progress = pipeline, scenes, progress
+        self.classes = EmbeddedScenes("validation").classes
+        self._key: tuple[Any, ...] = ()
+        self._features: list[ImageFeatures] = []
+
+    def features(self, config: NerveConfig) -> list[ImageFeatures]:
+        """Features of every scene under ``config``; only the last choice is kept in memory."""
+        names = ("layers", "timesteps", "dense_features", "clip_residual", "clip_feed_forward", "walk")
+        key = tuple(getattr(config, name) for name in names)
+        if key != self._key:
+            task = self.progress.add_task(f"encoding {len(self.scenes)} scenes", total=len(self.scenes))
+            self._features = []
+            for scene in self.scenes:
+                self._features.append(self.pipeline.encode(scene.image, config=config))
+                self.progress.advance(task)
+            self.progress.remove_task(task)
+            self._key = key
+        # affinities are cached in the features by config: start from none, or they would pile up
+        return [replace(features, _affinities={}) for features in self._features]
+
+    def score(self, config: NerveConfig, *, every_word: bool = False, style: str | None = None) -> float:
+        """mIoU over all classes, from one confusion matrix over the scenes (of one style)."""
+        metric = MeanIoU(self.classes)
+        for scene, features in zip(self.scenes, self.features(config), strict=True):
+            if style is None or scene.style == style:
+                words = self.classes[1:] if every_word else scene.names
+                result = self.pipeline.segment(features, [BACKGROUND, *words], config=config)
+                index = np.array([self.classes.index(name) for name in result.labels])
+                metric.update(index[result.label_map.numpy()], scene.mask)
+        return metric.compute().miou
+
+
+def choose(
+    split: Split,
+    start: NerveConfig,
+    search: Sequence[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]],
+    report: Callable[[str], None],
+) -> tuple[NerveConfig, dict[str, Any], float]:
+    """One pass over the settings: (config, what was selected, validation mIoU)."""
+    config, selected, best = start, dict[str, Any](), float("-inf")
+    for names, options in search:
+        scores = []
+        for option in options:
+            candidate = config.replace(**dict(zip(names, option, strict=True)))
+            scores.append((split.score(candidate), candidate))
+            report(f"  {dict(zip(names, option, strict=True))}: {scores[-1][0]:.4f}")
+        best, config = max(scores, key=lambda item: item[0])
+        selected.update({name: getattr(config, name) for name in names})
+    return config, selected, best if search else split.score(start)
+
+
+def describe(selected: dict[str, Any]) -> str:
+    """Settings in one cell of a table."""
+    return "; ".join(f"{name}={'+'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in selected.items())
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made with."""
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nerve_kernels": nk.__version__,
+    }
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of one table, written whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def evaluate(console: Console, validation_scenes: int | None, test_scenes: int | None) -> list[dict[str, Any]]:
+    """Choose on validation, score on test, write the three files; returns the rows of the first."""
+    pipeline = NervePipeline.from_preset("embedded", device="cpu")
+    rows, by_style, details = [], [], dict[str, Any]()
+    with Progress(console=console, transient=True) as progress:
+        validation = Split(pipeline, list(EmbeddedScenes("validation"))[:validation_scenes], progress)
+        report = progress.console.print
+        start, clip_choice, _ = choose(validation, pipeline.config.replace(walk=False), CLIP_SEARCH, report)
+        with_walk = start.replace(walk=True, criterion="entropy")
+        with_walk, diffusion_choice, _ = choose(validation, with_walk, DIFFUSION_SEARCH, report)
+        chosen: dict[str, NerveConfig] = {}
+        for method in METHODS:
+            report(method.name)
+            config, selected, score = choose(validation, with_walk.replace(**method.fixed), method.search(), report)
+            chosen[method.name] = config
+            shared = clip_choice if method.name == "clip" else {**clip_choice, **diffusion_choice}
+            details[method.name] = {
+                "selected_on_validation": {**shared, **selected},
+                "validation_miou": round(score, 4),
+                "config": json.loads(config.to_json()),
+            }
+        # only now the test scenes: once for each method
+        test = Split(pipeline, _spread(list(EmbeddedScenes("test")), test_scenes), progress)
+        for method in METHODS:
+            config = chosen[method.name]
+            selection = describe(details[method.name]["selected_on_validation"])
+            miou = round(test.score(config), 4)
+            rows.append({"method": method.name, "selected_on_validation": selection, "miou": miou})
+            for words, every_word in (("own words", False), ("all words", True)):
+                for shown, style in (("seen", "noto"), ("unseen", "fluent"), ("both", None)):
+                    score = (
+                        miou
+                        if (every_word, style) == (False, None)
+                        else test.score(config, every_word=every_word, style=style)
+                    )
+                    by_style.append(
+                        {"method": method.name, "vocabulary": words, "style": shown, "miou": round(score, 4)}
+                    )
+            report(f"{method.name}: {miou:.4f} on test")
+    RESULTS.mkdir(exist_ok=True)
+    write_csv(RESULTS / "embedded_quality.csv", rows)
+    write_csv(RESULTS / "embedded_quality_by_style.csv", by_style)
+    summary = json.dumps({"made_with": machine(), "methods": details}, indent=2) + "\n"
+    write_whole(RESULTS / "embedded_quality.json", summary.encode())
+    return rows
+
+
+def _spread(scenes: list[EmbeddedScene], count: int | None) -> list[EmbeddedScene]:
+    """``count`` scenes from all over the list, so that both styles are among them."""
+    return scenes if count is None else scenes[:: max(1, len(scenes) // count)][:count]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--validation-scenes", type=int, help="use the first so many (for a quick try)")
+    parser.add_argument("--test-scenes", type=int, help="use so many, of both styles (for a quick try)")
+    arguments = parser.parse_args()
+    console = Console()
+    rows = evaluate(console, arguments.validation_scenes, arguments.test_scenes)
+    table = Table("method", "mIoU (test)", "selected on validation")
+    for row in rows:
+        table.add_row(row["method"], f"{row['miou']:.3f}", row["selected_on_validation"])
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
