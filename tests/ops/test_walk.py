@@ -25,23 +25,28 @@ PROBLEMS = {
 }
 
 
+CPU_BACKENDS = [name for name in nk.available_backends() if name in ("cpp", "eager")]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_structured_and_dense_walks_agree_with_the_reference(name, beta):
+def test_structured_and_dense_walks_agree_with_the_reference(name, beta, backend):
     problem = walk_problem(0, **PROBLEMS[name])
     dense = problem.dense(beta)
     for normalize in (True, False):
         expected = reference.random_walk(problem.seeds, dense, alpha=0.8, steps=7, normalize=normalize)
         for affinity in (problem.mixed(beta), dense):
-            result = nk.random_walk(problem.seeds, affinity, alpha=0.8, steps=7, normalize=normalize)
+            result = nk.random_walk(problem.seeds, affinity, alpha=0.8, steps=7, normalize=normalize, backend=backend)
             assert result.dtype == torch.float64
             assert relative_error(result, expected) < 1e-13
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_lower_precision_seeds_are_walked_in_float32(dtype):
+def test_lower_precision_seeds_are_walked_in_float32(dtype, backend):
     problem = walk_problem(1, (9, 10), labels=21, window=(7, 7), cells=(3, 4), dtype=dtype)
-    result = nk.random_walk(problem.seeds, problem.mixed(0.5), alpha=0.9, steps=20)
+    result = nk.random_walk(problem.seeds, problem.mixed(0.5), alpha=0.9, steps=20, backend=backend)
     expected = reference.random_walk(problem.seeds, problem.dense(0.5), alpha=0.9, steps=20)
     assert result.dtype == dtype
     # only the last rounding to dtype is lost
@@ -116,12 +121,14 @@ def test_a_tolerance_is_kept():
         assert (result - limit).abs().max() <= tol
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_limit_agrees_with_the_reference_within_its_bound(name, dtype):
+def test_the_limit_agrees_with_the_reference_within_its_bound(name, dtype, backend):
     problem = walk_problem(7, **PROBLEMS[name], dtype=dtype)
     expected = reference.random_walk_limit(problem.seeds, problem.dense(0.4), alpha=0.95)
-    result, bound = nk.random_walk_limit(problem.seeds, problem.mixed(0.4), alpha=0.95, return_bound=True)
+    mixed = problem.mixed(0.4)
+    result, bound = nk.random_walk_limit(problem.seeds, mixed, alpha=0.95, return_bound=True, backend=backend)
     error = (result.double() - expected).abs().max()
     assert error <= bound * (1 + 1e-9) + 1e-14
     assert bound <= 1e-6

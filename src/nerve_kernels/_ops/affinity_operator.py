@@ -1,6 +1,7 @@
 """S as an operator: products with S and Sᵀ and the gradient of its parts, from structure, never from a dense N × N.
 
-Eager's walk and its limit, forward and adjoint, are all written with this one class.
+The walk and its limit, forward and adjoint, are all written with this one class. On the CPU its window product may be
+the compiled one (``native``); everything else is torch either way.
 """
 
 from __future__ import annotations
@@ -20,17 +21,26 @@ class AffinityOperator:
     """β U Vᵀ + (1−β) S_local, or a dense S, in one working precision."""
 
     def __init__(
-        self, parts: Parts, grid: list[int], window: list[int], cells: list[int], beta: float, dtype: torch.dtype
+        self,
+        parts: Parts,
+        grid: list[int],
+        window: list[int],
+        cells: list[int],
+        beta: float,
+        dtype: torch.dtype,
+        *,
+        native: bool = False,
     ) -> None:
         values, u, v, dense = (None if part is None else part.to(dtype) for part in parts)
         self.u, self.v, self.dense = u, v, dense
-        self.grid, self.cells = grid, cells
+        self.grid, self.window, self.cells = grid, window, cells
+        self.native = native
         self.beta = beta if values is not None else 1.0
         self.local_share = 1.0 - beta if u is not None else 1.0
         self.geometry = TileGeometry((grid[0], grid[1]), (window[0], window[1])) if values is not None else None
         self.values = values
-        self._tiled: Tensor | None = None
-        self._tiled_transpose: Tensor | None = None
+        self._forward: Tensor | None = None
+        self._adjoint: Tensor | None = None
 
     def apply(self, p: Tensor) -> Tensor:
         """S P."""
@@ -40,9 +50,9 @@ class AffinityOperator:
         if self.u is not None:
             total = self.beta * (self.u @ self._average(p))
         if self.values is not None and self.geometry is not None:
-            if self._tiled is None:
-                self._tiled = self.local_share * tile_values(self.values, self.geometry)
-            local = tiled_product(self._tiled, p, self.geometry)
+            if self._forward is None:
+                self._forward = self._prepare(self.values)
+            local = self._window_product(self._forward, p, self.geometry)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
@@ -57,13 +67,23 @@ class AffinityOperator:
             spread = spread_cells(pulled, self.grid, self.cells) if self.v is None else self.v @ pulled
             total = self.beta * spread
         if self.values is not None and self.geometry is not None:
-            if self._tiled_transpose is None:
-                transposed = transpose_values(self.values, self.geometry)
-                self._tiled_transpose = self.local_share * tile_values(transposed, self.geometry)
-            local = tiled_product(self._tiled_transpose, p, self.geometry)
+            if self._adjoint is None:
+                self._adjoint = self._prepare(transpose_values(self.values, self.geometry))
+            local = self._window_product(self._adjoint, p, self.geometry)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
+
+    def _prepare(self, values: Tensor) -> Tensor:
+        """Window values times their share of S, laid out for the product: once for all steps of a walk."""
+        assert self.geometry is not None
+        return self.local_share * (values if self.native else tile_values(values, self.geometry))
+
+    def _window_product(self, prepared: Tensor, p: Tensor, geometry: TileGeometry) -> Tensor:
+        if not self.native:
+            return tiled_product(prepared, p, geometry)
+        result: Tensor = torch.ops.nerve_kernels._window_product_cpp(prepared, p, self.grid, self.window)
+        return result
 
     def gradient(self, left: Tensor, p: Tensor) -> Parts:
         """The gradient of ⟨left, S P⟩ for each part of S: (B, …), not yet summed over a broadcast batch."""

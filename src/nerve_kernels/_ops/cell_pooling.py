@@ -46,7 +46,8 @@ def average_cells(p: Tensor, grid: list[int], cells: list[int]) -> Tensor:
     columns = _side_membership(grid[1], cells[1], p)
     if grid[0] % cells[0] == 0 and grid[1] % cells[1] == 0:
         blocks = on_grid.unflatten(2, (cells[1], -1)).unflatten(1, (cells[0], -1))
-        return blocks.mean((2, 4)).flatten(1, 2)
+        # one dimension after the other: torch vectorises neither of two reduced at once (7 to 17 times as slow)
+        return blocks.mean(2).mean(3).flatten(1, 2)
     # rows first: each output row of cells is one matrix product over whole picture rows
     summed = torch.einsum("ay,byxc->baxc", rows, on_grid)
     summed = torch.einsum("wx,baxc->bawc", columns, summed)

@@ -57,17 +57,24 @@ def eager(
     alpha: float,
     steps: int,
     normalize: bool,
+    *,
+    native: bool = False,
 ) -> Tensor:
     """A loop over structured products; one write of the result in the seeds' dtype."""
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
+    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
     p = _walk(operator, (1 - alpha) * wide, wide, alpha, steps)
     if normalize:
         p = p / _row_totals(p)
     # the caller's seeds are never handed back as the result
     return p.to(seeds.dtype) if p is not wide or dtype != seeds.dtype else seeds.clone()
+
+
+def cpp(*arguments: Any) -> Tensor:
+    """The same loop with the compiled window product."""
+    return eager(*arguments, native=True)
 
 
 def _run(
@@ -116,7 +123,8 @@ def _run_backward(
     """
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
+    native = _backends.native_cpu_reason((seeds,)) is None
+    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
     wide = seeds.to(dtype)
     restart = (1 - alpha) * wide
     segment = max(1, math.isqrt(steps))
@@ -177,3 +185,4 @@ implement("_random_walk_backward", _run_backward, _fake_backward)
 differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
+_backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)

@@ -121,6 +121,8 @@ def eager(
     beta: float,
     alpha: float,
     tol: float,
+    *,
+    native: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P, bound on |P − P_∞| including the rounding to the seeds' dtype, operator applications)."""
     parts = (values, u, v, dense)
@@ -130,7 +132,7 @@ def eager(
             f"affinity: its largest absolute row sum is {rho:.6g}, so that alpha · row sum = {alpha * rho:.6g} ≥ 1 and "
             "the walk need not converge; normalise the rows of the affinity to sum to 1"
         )
-    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64)
+    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64, native=native)
     product = _CountedOperator(operator.apply)
     wide = seeds.double()
     restart = (1 - alpha) * wide
@@ -145,6 +147,11 @@ def eager(
     if seeds.numel():
         bound = residual.abs().max() / (1 - alpha * rho) + (result.double() - solution).abs().max()
     return result.contiguous(), bound, torch.tensor(product.count)
+
+
+def cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same solver with the compiled window product."""
+    return eager(*arguments, native=True)
 
 
 def _run(
@@ -192,7 +199,8 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
     parts = (values, u, v, dense)
-    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64)
+    native = _backends.native_cpu_reason((seeds,)) is None
+    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64, native=native)
     wide = grad.double()
     if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
         adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)
@@ -235,3 +243,4 @@ implement("random_walk_limit", _run, _fake)
 implement("_random_walk_limit_backward", _run_backward, _fake_backward)
 differentiate("random_walk_limit", _backward, _setup_context)
 _backends.register("random_walk_limit", "eager", eager)
+_backends.register("random_walk_limit", "cpp", cpp, _backends.native_cpu_reason)
