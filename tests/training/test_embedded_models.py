@@ -84,8 +84,8 @@ def test_patches_find_named_objects(clip):
     scenes = [Scene(np.asarray(scene.image), scene.mask, scene.names) for scene in some]
     own, everything = localisation(model, tokenizer, scenes)
     # Guessing gives about 0.1 with a scene's own labels and 0.01 with all fifty.
-    assert own > 0.2
-    assert everything > 0.05
+    assert own > 0.35
+    assert everything > 0.12
 
 
 def test_unet_has_self_attention_at_the_promised_grids(folder):
@@ -127,7 +127,7 @@ def test_folder_is_a_whole_stable_diffusion_checkpoint_that_denoises(stable_diff
         pipe.tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids
     )
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    for timestep, largest in ((100, 0.6), (500, 0.2)):
+    for timestep, largest in ((100, 0.4), (500, 0.1)):
         noisy = pipe.scheduler.add_noise(latent, noise, torch.tensor([timestep]))
         predicted = pipe.unet(noisy, timestep, prompt[0]).sample
         # Predicting nothing has an error of 1.
