@@ -48,10 +48,21 @@ def export_models() -> None:
     """The step `export`: replaces the embedded folders, and refuses to ship too much."""
     _export_clip(EMBEDDED / "clip")
     _export_diffusion(EMBEDDED / "diffusion")
+    _make_shippable(EMBEDDED)
     total = sum(path.stat().st_size for path in EMBEDDED.rglob("*.safetensors"))
     print(f"shipped weights: {total / 1e6:.2f} MB")
     if total > SIZE_LIMIT:
         raise RuntimeError(f"the weights take {total} bytes, more than the {SIZE_LIMIT} that may ship")
+
+
+def _make_shippable(folder: Path) -> None:
+    """Configs without this machine's paths, files that everyone may read."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def _export_clip(folder: Path) -> None:
