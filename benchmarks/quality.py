@@ -40,26 +40,27 @@ from nerve_kernels.segmentation.prompts import BACKGROUND
 
 RESULTS = Path(__file__).parent / "results"
 
-# In the order of the search: several fields may be chosen together, as one option each.
-CLIP_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
+# What is chosen together, and the options, in the order of the search.
+Search = Sequence[tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]]
+SEEDS = (("seed_mode", "seed_scale"), [(m, s) for m in ("cross_attention", "cosine") for s in (None, 30.0, 10.0)])
+CLIP_SEARCH: Search = (
     (
         ("dense_features", "clip_residual", "clip_feed_forward"),
-        (("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True)),
+        [("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True)],
     ),
-    (("seed_mode",), (("cross_attention",), ("cosine",))),
-    (("seed_scale",), ((None,), (40.0,), (20.0,), (10.0,))),
+    SEEDS,
 )
-DIFFUSION_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
-    (("layers",), ((("latent/1",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),))),
-    (("timesteps",), (((50,),), ((1,),), ((20,),), ((100,),), ((20, 100),))),
+DIFFUSION_SEARCH: Search = (
+    (("layers",), [(("latent/1",),), (("down_blocks.0.*",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),)]),
+    (("timesteps",), [((50,),), ((1,),), ((20,),), ((100,),), ((20, 100),)]),
 )
-WALK_SEARCH: tuple[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]], ...] = (
-    (("temperature",), ((0.02,), (0.005,), (0.05,), (0.2,))),
-    (("alpha", "steps"), ((0.8, 20), (0.6, 12), (0.9, 40))),
-    (("beta",), ((0.1,), (0.0,), (0.25,), (0.5,))),
-    (("window",), ((7,), (5,), (11,))),
-    (("seed_scale",), ((None,), (40.0,), (20.0,))),
-    (("alpha", "steps"), ((0.6, 12), (0.7, 15), (0.8, 20), (0.85, 30), (0.9, 40), (0.95, 60))),
+WALK_SEARCH: Search = (
+    (("alpha", "steps"), [(0.8, 20), (0.6, 12), (0.9, 40)]),
+    SEEDS,
+    (("temperature",), [(0.02,), (0.005,), (0.05,), (0.2,)]),
+    (("beta",), [(0.1,), (0.0,), (0.25,), (0.5,)]),
+    (("window",), [(7,), (5,), (11,)]),
+    (("alpha", "steps"), [(0.6, 12), (0.7, 15), (0.8, 20), (0.85, 30), (0.9, 40), (0.95, 60)]),
 )
 
 
@@ -70,7 +71,7 @@ class Method:
     name: str
     fixed: dict[str, Any]
 
-    def search(self) -> list[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]]:
+    def search(self) -> Search:
         """The settings that are open for this method."""
         if not self.fixed.get("walk", True):
             return []
@@ -97,6 +98,7 @@ class Split:
         self.pipeline, self.scenes, self.progress = pipeline, scenes, progress
         self.classes = EmbeddedScenes("validation").classes
         self._key: tuple[Any, ...] = ()
+        self._scores: dict[tuple[str, bool, str | None], float] = {}
         self._features: list[ImageFeatures] = []
 
     def features(self, config: NerveConfig) -> list[ImageFeatures]:
@@ -115,7 +117,13 @@ class Split:
         return [replace(features, _affinities={}) for features in self._features]
 
     def score(self, config: NerveConfig, *, every_word: bool = False, style: str | None = None) -> float:
-        """mIoU over all classes, from one confusion matrix over the scenes (of one style)."""
+        """mIoU over all classes, from one confusion matrix over the scenes (of one style); each is scored once."""
+        key = config.to_json(), every_word, style
+        if key not in self._scores:
+            self._scores[key] = self._score(config, every_word=every_word, style=style)
+        return self._scores[key]
+
+    def _score(self, config: NerveConfig, *, every_word: bool, style: str | None) -> float:
         metric = MeanIoU(self.classes)
         for scene, features in zip(self.scenes, self.features(config), strict=True):
             if style is None or scene.style == style:
@@ -129,7 +137,7 @@ class Split:
 def choose(
     split: Split,
     start: NerveConfig,
-    search: Sequence[tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]],
+    search: Search,
     report: Callable[[str], None],
 ) -> tuple[NerveConfig, dict[str, Any], float]:
     """One pass over the settings: (config, what was selected, validation mIoU)."""

@@ -10,6 +10,7 @@ import torch
 from tests.ops.problems import queries_and_keys, random_weights, walk_problem
 
 import nerve_kernels as nk
+from nerve_kernels.grids import cell_of_token, window_neighbours
 
 OPERATORS = torch.ops.nerve_kernels
 
@@ -172,3 +173,17 @@ def test_shapes_are_known_without_data():
     assert local.shape == low_rank.shape == (2, 4096, 4096)
     seeds = torch.empty(2, 4096, 21, device="meta")
     assert nk.random_walk(seeds, nk.mix(low_rank, local), alpha=0.9, steps=20).shape == seeds.shape
+
+
+def test_sizes_past_32_bits_do_not_wrap():
+    """65,536 tokens with a window of 257: 4.3 billion values; the shapes and every index are 64-bit."""
+    q = torch.empty(1, 1, 65536, 8, device="meta")
+    local = nk.local_affinity(q, q, torch.empty(1, 1, device="meta"), grid=(256, 256), window=257)
+    assert local.values.numel() == 65536 * 257 * 257 > 2**32
+    seeds = torch.empty(1, 65536, 2, device="meta")
+    assert nk.random_walk(seeds, local, alpha=0.9, steps=2).shape == seeds.shape
+    low_rank = nk.LowRankAffinity(torch.empty(1, 65536, 65536, device="meta"), grid=(256, 256), cells=256)
+    assert low_rank.u.numel() == 2**32
+    neighbour, _ = window_neighbours((2, 2**17), (1, 3))
+    assert neighbour.dtype == cell_of_token((2, 2**17), (1, 2**17)).dtype == torch.int64
+    assert (neighbour * 2**15).max() == (2**18 - 1) * 2**15, "as when a neighbour's row of values is looked up"
