@@ -1,33 +1,51 @@
-// Chooses, once, the copy of the kernel that fits the processor.
+// Chooses, once, the copies of the kernels that fit the processor.
 
 #include <cstdlib>
 #include <string_view>
 
+#include "attention_kernels.h"
+#include "instruction_set.h"
 #include "window_rows.h"
 
 namespace nerve_kernels::cpu {
 namespace {
 
-const WindowRowKernels& choose() {
+InstructionSet find_instruction_set() {
 #if defined(__x86_64__)
   const char* setting = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string_view limit = setting == nullptr ? "" : setting;
-  if (limit == "default") return window_rows_portable;
+  if (limit == "default") return InstructionSet::portable;
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  if (avx512 && limit != "avx2") return window_rows_avx512;
-  if (avx2) return window_rows_avx2;
+  if (avx512 && limit != "avx2") return InstructionSet::avx512;
+  if (avx2) return InstructionSet::avx2;
 #endif
-  return window_rows_portable;
+  return InstructionSet::portable;
 }
 
 }  // namespace
 
+InstructionSet best_instruction_set() {
+  static const InstructionSet found = find_instruction_set();
+  return found;
+}
+
 const WindowRowKernels& best_window_row_kernels() {
-  static const WindowRowKernels& chosen = choose();
-  return chosen;
+#if defined(__x86_64__)
+  if (best_instruction_set() == InstructionSet::avx512) return window_rows_avx512;
+  if (best_instruction_set() == InstructionSet::avx2) return window_rows_avx2;
+#endif
+  return window_rows_portable;
+}
+
+const AttentionKernels& best_attention_kernels() {
+#if defined(__x86_64__)
+  if (best_instruction_set() == InstructionSet::avx512) return attention_avx512;
+  if (best_instruction_set() == InstructionSet::avx2) return attention_avx2;
+#endif
+  return attention_portable;
 }
 
 }  // namespace nerve_kernels::cpu

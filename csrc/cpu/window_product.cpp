@@ -3,22 +3,16 @@
 #include "window_product.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 
+#include "dtypes.h"
 #include "window_rows.h"
 
 namespace nerve_kernels::cpu {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Enough multiplications for a thread to be worth waking.
@@ -31,29 +25,6 @@ struct Problem {
   int64_t num_tokens() const { return height * width; }
   int64_t window_size() const { return window_height * window_width; }
 };
-
-template <typename To, typename From>
-void convert(const From* from, To* to, int64_t count) {
-  if constexpr (std::is_same_v<To, From>) {
-    std::memcpy(to, from, count * sizeof(To));
-  } else if constexpr (std::is_same_v<From, double> && !std::is_same_v<To, float>) {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(static_cast<float>(from[i]));
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
-  }
-}
-
-template <typename Function>
-void with_dtype(ScalarType dtype, const char* name, Function&& function) {
-  switch (dtype) {
-    case ScalarType::Float: return function(float{});
-    case ScalarType::Double: return function(double{});
-    case ScalarType::BFloat16: return function(BFloat16{});
-    case ScalarType::Half: return function(Half{});
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16, got ", dtype, "; convert it first");
-  }
-}
 
 Problem check(const Tensor& values, const Tensor& p, const std::vector<int64_t>& grid,
               const std::vector<int64_t>& window) {

@@ -17,6 +17,8 @@ define(
     "_attention_entropy_backward(Tensor grad_entropy, Tensor grad_lse, Tensor q, Tensor k, Tensor entropy, Tensor lse,"
     " float scale) -> (Tensor, Tensor)"
 )
+# implemented by the compiled extension, csrc/cpu/
+define("_attention_entropy_cpp(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)")
 
 
 def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -38,6 +40,12 @@ def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         entropy[index][rows] = (log_mass - weighted).clamp_(min=0)
         lse[index][rows] = maximum.squeeze(-1) + log_mass
     return entropy, lse
+
+
+def cpp(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """One streaming pass over packed keys: the score block never leaves the cache."""
+    result: tuple[Tensor, Tensor] = torch.ops.nerve_kernels._attention_entropy_cpp(q, k, scale)
+    return result
 
 
 def _run(q: Tensor, k: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -88,6 +96,8 @@ def _backward(ctx: Any, grad_entropy: Tensor, grad_lse: Tensor) -> tuple[Tensor 
 
 implement("attention_entropy", _run, _fake)
 implement("_attention_entropy_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_attention_entropy_cpp", _fake)
 differentiate("attention_entropy", _backward, _setup_context)
 fold_batch("attention_entropy")
 _backends.register("attention_entropy", "eager", eager)
+_backends.register("attention_entropy", "cpp", cpp, _backends.native_cpu_reason)

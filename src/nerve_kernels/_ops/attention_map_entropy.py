@@ -14,6 +14,8 @@ from .score_blocks import rows_per_block
 
 define("attention_map_entropy(Tensor maps, str? backend=None) -> Tensor")
 define("_attention_map_entropy_backward(Tensor grad, Tensor maps) -> Tensor")
+# implemented by the compiled extension, csrc/cpu/
+define("_attention_map_entropy_cpp(Tensor maps) -> Tensor")
 
 
 def eager(maps: Tensor) -> Tensor:
@@ -27,6 +29,12 @@ def eager(maps: Tensor) -> Tensor:
                 rows = slice(start, start + step)
                 entropy[b, h, rows] = torch.special.entr(maps[b, h, rows].to(dtype)).sum(-1)
     return entropy
+
+
+def cpp(maps: Tensor) -> Tensor:
+    """One pass over the maps with a vectorised logarithm."""
+    result: Tensor = torch.ops.nerve_kernels._attention_map_entropy_cpp(maps)
+    return result
 
 
 def _run(maps: Tensor, backend: str | None = None) -> Tensor:
@@ -59,6 +67,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement("attention_map_entropy", _run, _fake)
 implement("_attention_map_entropy_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_attention_map_entropy_cpp", _fake)
 differentiate("attention_map_entropy", _backward, _setup_context)
 fold_batch("attention_map_entropy")
 _backends.register("attention_map_entropy", "eager", eager)
+_backends.register("attention_map_entropy", "cpp", cpp, _backends.native_cpu_reason)

@@ -16,6 +16,8 @@ define("attention_marginal(Tensor q, Tensor k, Tensor lse, float scale, str? bac
 define(
     "_attention_marginal_backward(Tensor grad, Tensor q, Tensor k, Tensor lse, float scale) -> (Tensor, Tensor, Tensor)"
 )
+# implemented by the compiled extension, csrc/cpu/
+define("_attention_marginal_cpp(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor")
 
 
 def eager(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
@@ -24,6 +26,12 @@ def eager(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
     for index, rows in head_blocks(q, k):
         marginal[index] += probabilities(q[index][rows], k[index], lse[index][rows], scale).sum(0)
     return marginal / max(1, q.shape[2])
+
+
+def cpp(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """Strips of keys, each summed over all queries by one task."""
+    result: Tensor = torch.ops.nerve_kernels._attention_marginal_cpp(q, k, lse, scale)
+    return result
 
 
 def _run(q: Tensor, k: Tensor, lse: Tensor, scale: float, backend: str | None = None) -> Tensor:
@@ -65,6 +73,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement("attention_marginal", _run, _fake)
 implement("_attention_marginal_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_attention_marginal_cpp", _fake)
 differentiate("attention_marginal", _backward, _setup_context)
 fold_batch("attention_marginal")
 _backends.register("attention_marginal", "eager", eager)
+_backends.register("attention_marginal", "cpp", cpp, _backends.native_cpu_reason)

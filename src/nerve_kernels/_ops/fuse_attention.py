@@ -19,6 +19,9 @@ define(
 )
 define("fuse_attention_maps(Tensor maps, Tensor w, str? backend=None) -> Tensor")
 define("_fuse_attention_maps_backward(Tensor grad, Tensor maps, Tensor w) -> (Tensor, Tensor)")
+# implemented by the compiled extension, csrc/cpu/
+define("_fuse_attention_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, float scale) -> Tensor")
+define("_fuse_attention_maps_cpp(Tensor maps, Tensor w) -> Tensor")
 
 
 def fused_rows(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float, b: int, rows: slice) -> Tensor:
@@ -35,6 +38,12 @@ def eager(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float) -> Tensor:
     for b, rows in row_blocks(q, k):
         fused[b, rows] = fused_rows(q, k, w, lse, scale, b, rows).to(q.dtype)
     return fused
+
+
+def cpp(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """Strips of the map, heads summed while they are in the cache."""
+    result: Tensor = torch.ops.nerve_kernels._fuse_attention_cpp(q, k, w, lse, scale)
+    return result
 
 
 def _run(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float, backend: str | None = None) -> Tensor:
@@ -107,6 +116,12 @@ def eager_maps(maps: Tensor, w: Tensor) -> Tensor:
     return fused
 
 
+def cpp_maps(maps: Tensor, w: Tensor) -> Tensor:
+    """One read of the maps, one write of the sum."""
+    result: Tensor = torch.ops.nerve_kernels._fuse_attention_maps_cpp(maps, w)
+    return result
+
+
 def _run_maps(maps: Tensor, w: Tensor, backend: str | None = None) -> Tensor:
     result: Tensor = _backends.choose("fuse_attention_maps", backend, (maps, w))(maps, w)
     return result
@@ -137,12 +152,16 @@ def _backward_maps(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement("fuse_attention", _run, _fake)
 implement("_fuse_attention_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_fuse_attention_cpp", _fake)
 differentiate("fuse_attention", _backward, _setup_context)
 fold_batch("fuse_attention")
 _backends.register("fuse_attention", "eager", eager)
+_backends.register("fuse_attention", "cpp", cpp, _backends.native_cpu_reason)
 
 implement("fuse_attention_maps", _run_maps, _fake_maps)
 implement("_fuse_attention_maps_backward", _run_maps_backward, _fake_maps_backward)
+torch.library.register_fake("nerve_kernels::_fuse_attention_maps_cpp", _fake_maps)
 differentiate("fuse_attention_maps", _backward_maps, _setup_maps_context)
 fold_batch("fuse_attention_maps")
 _backends.register("fuse_attention_maps", "eager", eager_maps)
+_backends.register("fuse_attention_maps", "cpp", cpp_maps, _backends.native_cpu_reason)

@@ -25,6 +25,11 @@ define(
     "_global_affinity_backward(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,"
     " float scale) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+# implemented by the compiled extension, csrc/cpu/
+define(
+    "_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells, float scale)"
+    " -> Tensor"
+)
 
 
 def eager(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float) -> Tensor:
@@ -33,6 +38,12 @@ def eager(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: 
     for b, rows in row_blocks(q, k):
         u[b, rows] = sum_cells(fused_rows(q, k, w, lse, scale, b, rows), grid, cells)
     return u
+
+
+def cpp(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float) -> Tensor:
+    """Strips of the fused map, summed into cells while they are in the cache."""
+    result: Tensor = torch.ops.nerve_kernels._global_affinity_cpp(q, k, w, lse, grid, cells, scale)
+    return result
 
 
 def _run(
@@ -93,6 +104,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement("global_affinity", _run, _fake)
 implement("_global_affinity_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_global_affinity_cpp", _fake)
 differentiate("global_affinity", _backward, _setup_context)
 fold_batch("global_affinity")
 _backends.register("global_affinity", "eager", eager)
+_backends.register("global_affinity", "cpp", cpp, _backends.native_cpu_reason)

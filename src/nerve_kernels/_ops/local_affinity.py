@@ -25,6 +25,12 @@ define(
     "_local_affinity_backward(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,"
     " float scale, bool normalize) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+# implemented by the compiled extension, csrc/cpu/
+define(
+    "_local_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window, float scale,"
+    " bool normalize) -> Tensor"
+)
+
 
 Rectangle = tuple[slice, slice]
 
@@ -65,6 +71,14 @@ def eager(
     """Window sums, divided by their row's sum; a row without mass becomes the identity."""
     sums = window_sums(q, k, w, lse, grid, window, scale).flatten(1, 2)
     return normalize_window_rows(sums) if normalize else sums
+
+
+def cpp(
+    q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], window: list[int], scale: float, normalize: bool
+) -> Tensor:
+    """Scores of the window only, a grid row of queries against the grid rows of keys that it sees."""
+    result: Tensor = torch.ops.nerve_kernels._local_affinity_cpp(q, k, w, lse, grid, window, scale, normalize)
+    return result
 
 
 def normalize_window_rows(sums: Tensor) -> Tensor:
@@ -174,6 +188,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 implement("local_affinity", _run, _fake)
 implement("_local_affinity_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_local_affinity_cpp", _fake)
 differentiate("local_affinity", _backward, _setup_context)
 fold_batch("local_affinity")
 _backends.register("local_affinity", "eager", eager)
+_backends.register("local_affinity", "cpp", cpp, _backends.native_cpu_reason)

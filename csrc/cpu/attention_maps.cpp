@@ -1,0 +1,97 @@
+// Explicit attention maps: the entropy of their rows and their weighted sum over heads, each number read once.
+
+#include <algorithm>
+
+#include "attention.h"
+#include "attention_inputs.h"
+
+namespace nerve_kernels::cpu {
+namespace {
+
+constexpr int64_t kNumbersPerTask = 1 << 15;
+
+// One row of a map, in `Number`s; converted into `buffer` unless it already lies so.
+template <typename Number>
+const Number* read_row(const Tokens& maps, int64_t b, int64_t head, int64_t row, std::vector<Number>& buffer) {
+  const Number* lying = nullptr;
+  with_dtype(maps.dtype, "maps", [&](auto input) {
+    using Input = decltype(input);
+    const Input* from = reinterpret_cast<const Input*>(maps.data) + b * maps.stride[0] + head * maps.stride[1] +
+        row * maps.stride[2];
+    if constexpr (std::is_same_v<Input, Number>) {
+      if (maps.stride[3] == 1) {
+        lying = from;
+        return;
+      }
+    }
+    for (int64_t key = 0; key < maps.channels; ++key) buffer[key] = static_cast<Number>(from[key * maps.stride[3]]);
+  });
+  return lying != nullptr ? lying : buffer.data();
+}
+
+void check_maps(const Tensor& maps) {
+  STD_TORCH_CHECK(maps.dim() == 4, "maps must be (B, heads, N, N_k), got ", maps.dim(), " dimensions");
+  with_dtype(maps.scalar_type(), "maps", [](auto) {});
+}
+
+int64_t rows_per_task(int64_t numbers_each) {
+  return std::max<int64_t>(1, kNumbersPerTask / std::max<int64_t>(1, numbers_each));
+}
+
+}  // namespace
+
+Tensor attention_map_entropy(Tensor maps) {
+  check_maps(maps);
+  const Tokens rows(maps);
+  const bool is_double = maps.scalar_type() == ScalarType::Double;
+  Tensor entropy = torch::stable::new_empty(maps, {rows.batch, rows.heads, rows.count},
+                                            is_double ? ScalarType::Double : ScalarType::Float);
+  with_number(is_double, [&](auto number) {
+    using Number = decltype(number);
+    const auto row_entropy = best_attention_kernels().of<Number>().map_row_entropy;
+    auto* out = static_cast<Number*>(entropy.mutable_data_ptr());
+    const int64_t tasks = rows.batch * rows.heads * rows.count;
+    torch::stable::parallel_for(0, tasks, rows_per_task(rows.channels), [&](int64_t begin, int64_t end) {
+      std::vector<Number> buffer(rows.channels);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t index = task / rows.count;
+        const Number* row = read_row(rows, index / rows.heads, index % rows.heads, task % rows.count, buffer);
+        out[task] = row_entropy(row, rows.channels);
+      }
+    });
+  });
+  return entropy;
+}
+
+Tensor fuse_attention_maps(Tensor maps, Tensor w) {
+  check_maps(maps);
+  check_weights(w, maps);
+  const Tokens rows(maps);
+  Tensor fused = torch::stable::new_empty(maps, {rows.batch, rows.count, rows.channels});
+  if (fused.numel() == 0) return fused;
+  const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
+  with_number(is_double, [&](auto number) {
+    using Number = decltype(number);
+    const std::vector<Number> weights = read_weights<Number>(w);
+    with_dtype(maps.scalar_type(), "maps", [&](auto output) {
+      auto* out = static_cast<decltype(output)*>(fused.mutable_data_ptr());
+      const int64_t grain = rows_per_task(rows.heads * rows.channels);
+      torch::stable::parallel_for(0, rows.batch * rows.count, grain, [&](int64_t begin, int64_t end) {
+        std::vector<Number> buffer(rows.channels), total(rows.channels);
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t b = task / rows.count;
+          std::fill(total.begin(), total.end(), Number(0));
+          for (int64_t head = 0; head < rows.heads; ++head) {
+            const Number* row = read_row(rows, b, head, task % rows.count, buffer);
+            const Number weight = weights[b * rows.heads + head];
+            for (int64_t key = 0; key < rows.channels; ++key) total[key] += row[key] * weight;
+          }
+          convert(total.data(), out + task * rows.channels, rows.channels);
+        }
+      });
+    });
+  });
+  return fused;
+}
+
+}  // namespace nerve_kernels::cpu

@@ -1,0 +1,144 @@
+// Attention inside a window around each token: a task is one grid row of queries, all heads, all rows of the window.
+
+#include <algorithm>
+#include <limits>
+
+#include "attention.h"
+#include "attention_inputs.h"
+
+namespace nerve_kernels::cpu {
+namespace {
+
+int64_t round_up(int64_t count, int64_t size) { return ceil_div(count, size) * size; }
+
+struct Window {
+  int64_t height, width;                // of the grid
+  int64_t window_height, window_width;
+  int64_t width_padded, window_width_padded, key_stride;
+
+  Window(const std::vector<int64_t>& grid, const std::vector<int64_t>& window, int64_t quantum)
+      : height(grid[0]),
+        width(grid[1]),
+        window_height(window[0]),
+        window_width(window[1]),
+        width_padded(round_up(width, quantum)),
+        window_width_padded(round_up(window_width, kOffsetsAtOnce)),
+        key_stride(round_up(width_padded + window_width_padded, quantum)) {}
+
+  int64_t window_size() const { return window_height * window_width; }
+};
+
+// Every grid row of keys, channels first, with room for the window on either side.
+template <typename Number>
+Tensor pack_key_rows(const Tensor& k, const Window& window) {
+  const Tokens keys(k);
+  const int64_t size = keys.channels * window.key_stride, left = window.window_width / 2;
+  Tensor packed = torch::stable::new_empty(k, {keys.batch * keys.heads * window.height * size}, dtype_of<Number>);
+  auto* data = static_cast<Number*>(packed.mutable_data_ptr());
+  torch::stable::parallel_for(0, keys.batch * keys.heads * window.height, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t index = task / window.height, y = task % window.height;
+      Number* out = data + task * size;
+      for (int64_t channel = 0; channel < keys.channels; ++channel)
+        std::fill(out + channel * window.key_stride, out + channel * window.key_stride + left, Number(0));
+      pack_tile(keys, index / keys.heads, index % keys.heads, y * window.width, window.width, Number(1),
+                window.key_stride - left, window.key_stride, out + left);
+    }
+  });
+  return packed;
+}
+
+// Writes one token's row of (window_size) from the sums of its grid row, zero outside the grid, divided by its mass.
+// Below the smallest normal float32 there is no mass to divide by: the row becomes the identity.
+template <typename Number>
+void write_row(const Window& window, const Number* sums, int64_t y, int64_t x, bool normalize, Number* out) {
+  Number mass = 0;
+  for (int64_t dy = 0; dy < window.window_height; ++dy) {
+    const int64_t key_y = y + dy - window.window_height / 2;
+    for (int64_t dx = 0; dx < window.window_width; ++dx) {
+      const int64_t key_x = x + dx - window.window_width / 2;
+      const bool inside = key_y >= 0 && key_y < window.height && key_x >= 0 && key_x < window.width;
+      const Number value = inside ? sums[(dy * window.window_width_padded + dx) * window.width_padded + x] : Number(0);
+      out[dy * window.window_width + dx] = value;
+      mass += value;
+    }
+  }
+  if (!normalize) return;
+  const int64_t size = window.window_size();
+  if (mass < static_cast<Number>(std::numeric_limits<float>::min())) {
+    std::fill(out, out + size, Number(0));
+    out[size / 2] = 1;
+  } else {
+    for (int64_t o = 0; o < size; ++o) out[o] /= mass;
+  }
+}
+
+template <typename Number>
+void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights, const Number* lse,
+            const Window& window, Number scale, bool normalize, Number* out) {
+  const auto add_window = best_attention_kernels().of<Number>().add_window;
+  const Tokens queries(q);
+  const Tensor packed_keys = pack_key_rows<Number>(k, window);
+  const auto* keys = static_cast<const Number*>(packed_keys.const_data_ptr());
+  const int64_t heads = queries.heads, channels = queries.channels, num_tokens = queries.count;
+  const int64_t sums_per_row = window.window_width_padded * window.width_padded;
+
+  torch::stable::parallel_for(0, queries.batch * window.height, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Number> packed_queries(channels * window.width_padded), row_lse(window.width_padded);
+    std::vector<Number> sums(window.window_height * sums_per_row);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / window.height, y = task % window.height;
+      std::fill(sums.begin(), sums.end(), Number(0));
+      for (int64_t head = 0; head < heads; ++head) {
+        const int64_t index = b * heads + head;
+        pack_tile(queries, b, head, y * window.width, window.width, scale, window.width_padded, window.width_padded,
+                  packed_queries.data());
+        const Number* from = lse + index * num_tokens + y * window.width;
+        std::copy(from, from + window.width, row_lse.begin());
+        WindowTask<Number> row = {};
+        row.q = packed_queries.data();
+        row.lse = row_lse.data();
+        row.width_padded = window.width_padded;
+        row.key_stride = window.key_stride;
+        row.window_width_padded = window.window_width_padded;
+        row.head_size = channels;
+        row.weight = weights[index];
+        for (int64_t dy = 0; dy < window.window_height; ++dy) {
+          const int64_t key_y = y + dy - window.window_height / 2;
+          if (key_y < 0 || key_y >= window.height) continue;
+          row.k = keys + (index * window.height + key_y) * channels * window.key_stride;
+          row.sums = sums.data() + dy * sums_per_row;
+          add_window(row);
+        }
+      }
+      for (int64_t x = 0; x < window.width; ++x)
+        write_row(window, sums.data(), y, x, normalize,
+                  out + (b * num_tokens + y * window.width + x) * window.window_size());
+    }
+  });
+}
+
+}  // namespace
+
+Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
+                      double scale, bool normalize) {
+  check_queries_and_keys(q, k);
+  check_weights(w, q);
+  check_lse(lse, q);
+  check_grid(grid, q.size(2), "q");
+  check_grid(grid, k.size(2), "k");
+  check_pair(window, "window");
+  STD_TORCH_CHECK(window[0] % 2 == 1 && window[1] % 2 == 1, "window must be two odd sizes (kh, kw)");
+  Tensor values = torch::stable::new_empty(lse, {q.size(0), q.size(2), window[0] * window[1]});
+  if (values.numel() == 0) return values;
+  lse = torch::stable::contiguous(lse);
+  with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {
+    using Number = decltype(number);
+    const Window geometry(grid, window, best_attention_kernels().of<Number>().quantum);
+    attend<Number>(q, k, read_weights<Number>(w), static_cast<const Number*>(lse.const_data_ptr()), geometry,
+                   static_cast<Number>(scale), normalize, static_cast<Number*>(values.mutable_data_ptr()));
+  });
+  return values;
+}
+
+}  // namespace nerve_kernels::cpu
