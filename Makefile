@@ -68,11 +68,13 @@ quality: $(VENV)/.stamp-dev ## mIoU of the embedded models; writes benchmarks/re
 	@echo "== evaluating the embedded models on the scenes shipped with the package"
 	@$(BIN)/python -m benchmarks.quality
 
-# The slow checks of the native code. Today: the C++ of csrc/cpu/ compiles without a warning, and its tests pass under
+# The slow checks of native and GPU code. Today: every Triton kernel compiles for every GPU without a fault; the C++ of csrc/cpu/ compiles without a warning, and its tests pass under
 # AddressSanitizer and UndefinedBehaviorSanitizer (which Python itself is not built with, hence the preloading).
 SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 NATIVE_TESTS := tests/ops/test_window_product_cpp.py
-verify: $(VENV)/.stamp-dev ## native code: warnings are errors; its tests under address and undefined-behaviour sanitizers
+verify: $(VENV)/.stamp-dev ## GPU kernels compiled for every target; native code: its tests under sanitizers, warnings are errors
+	@echo "== compiling every Triton kernel for every GPU; benchmarks/results/gpu_static.csv (minutes)"
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.gpu_static --jobs $(JOBS)
 	@command -v g++ > /dev/null || { echo "error: make verify needs g++ and its sanitizer libraries"; exit 1; }
 	@echo "== compiling csrc/ with -Werror and sanitizers into build/verify"
 	@rm -rf build/verify

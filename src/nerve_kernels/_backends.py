@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._triton import availability
 
 PREFERENCE = ("cuda", "triton", "cpp", "eager")
 
@@ -82,10 +83,13 @@ def choose(operation: str, backend: str | None, tensors: tuple[Tensor, ...]) -> 
     if backend is not None:
         can_run(operation, backend, tensors, raise_error=True)
         return _implementations[operation][backend].run
+    on_cpu = tensors[0].device.type == "cpu"
     for name in PREFERENCE:
+        if name == "triton" and on_cpu:
+            continue  # its interpreter is for tests: it runs where it is named, and is never chosen
         if name in _implementations[operation] and can_run(operation, name, tensors):
             return _implementations[operation][name].run
-        if name == "cpp" and name in _implementations[operation] and tensors[0].device.type == "cpu":
+        if name == "cpp" and name in _implementations[operation] and on_cpu:
             _native.warn_if_slower()
     raise AssertionError(f"{operation} has no eager implementation")
 
@@ -97,6 +101,8 @@ def _reason_against_backend(backend: str) -> str | None:
         return "no operation has an implementation for it in this version"
     if backend == "cpp" and not _native.extension_loaded():
         return f"the compiled extension is not loaded: {_native.load_error()}"
+    if backend == "triton":
+        return availability.reason_against_machine()
     return None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_attention, run_lazily
 
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 from .score_blocks import head_blocks, scores
@@ -101,3 +102,4 @@ differentiate("attention_entropy", _backward, _setup_context)
 fold_batch("attention_entropy")
 _backends.register("attention_entropy", "eager", eager)
 _backends.register("attention_entropy", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("attention_entropy", "triton", run_lazily("attention_entropy"), reason_against_attention)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_maps, run_lazily
 
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 from .score_blocks import rows_per_block
@@ -72,3 +73,4 @@ differentiate("attention_map_entropy", _backward, _setup_context)
 fold_batch("attention_map_entropy")
 _backends.register("attention_map_entropy", "eager", eager)
 _backends.register("attention_map_entropy", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("attention_map_entropy", "triton", run_lazily("attention_map_entropy"), reason_against_maps)

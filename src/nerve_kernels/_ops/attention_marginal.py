@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_attention, run_lazily
 
 from .library import define, differentiate, fold_batch, implement
 from .score_blocks import head_blocks, probabilities
@@ -78,3 +79,4 @@ differentiate("attention_marginal", _backward, _setup_context)
 fold_batch("attention_marginal")
 _backends.register("attention_marginal", "eager", eager)
 _backends.register("attention_marginal", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("attention_marginal", "triton", run_lazily("attention_marginal"), reason_against_attention)

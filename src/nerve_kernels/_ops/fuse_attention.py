@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_attention, reason_against_maps, run_lazily
 
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 from .score_blocks import probabilities, row_blocks
@@ -157,6 +158,7 @@ differentiate("fuse_attention", _backward, _setup_context)
 fold_batch("fuse_attention")
 _backends.register("fuse_attention", "eager", eager)
 _backends.register("fuse_attention", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("fuse_attention", "triton", run_lazily("fuse_attention"), reason_against_attention)
 
 implement("fuse_attention_maps", _run_maps, _fake_maps)
 implement("_fuse_attention_maps_backward", _run_maps_backward, _fake_maps_backward)
@@ -165,3 +167,4 @@ differentiate("fuse_attention_maps", _backward_maps, _setup_maps_context)
 fold_batch("fuse_attention_maps")
 _backends.register("fuse_attention_maps", "eager", eager_maps)
 _backends.register("fuse_attention_maps", "cpp", cpp_maps, _backends.native_cpu_reason)
+_backends.register("fuse_attention_maps", "triton", run_lazily("fuse_attention_maps"), reason_against_maps)

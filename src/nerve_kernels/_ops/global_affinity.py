@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_attention, run_lazily
 
 from .cell_pooling import gather_cells, sum_cells
 from .fuse_attention import accumulate_block_gradients, empty_gradients, fused_rows
@@ -109,3 +110,4 @@ differentiate("global_affinity", _backward, _setup_context)
 fold_batch("global_affinity")
 _backends.register("global_affinity", "eager", eager)
 _backends.register("global_affinity", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("global_affinity", "triton", run_lazily("global_affinity"), reason_against_attention)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_attention, run_lazily
 from nerve_kernels.reference import WINDOW_MASS_FLOOR
 
 from .library import define, differentiate, fold_batch, implement
@@ -193,3 +194,4 @@ differentiate("local_affinity", _backward, _setup_context)
 fold_batch("local_affinity")
 _backends.register("local_affinity", "eager", eager)
 _backends.register("local_affinity", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("local_affinity", "triton", run_lazily("local_affinity"), reason_against_attention)

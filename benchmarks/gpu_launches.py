@@ -1,0 +1,86 @@
+"""The launches of every Triton kernel at the sizes users have, on tensors without storage: for compiling only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nerve_kernels._triton import (
+    attention_entropy,
+    attention_map_entropy,
+    attention_marginal,
+    fuse_attention,
+    fuse_attention_maps,
+    global_affinity,
+    local_affinity,
+)
+from nerve_kernels._triton.launch import Launch
+
+HEADS, GRID, WINDOW, CELLS = 8, (64, 64), (7, 7), (16, 16)
+UNEVEN_GRID, WIDE_WINDOW = (37, 37), (15, 15)
+HEAD_SIZES = (40, 64, 80, 128, 160)
+# dtype and how float32 products are taken
+PRECISIONS = {
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+    "fp32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+}
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """What torch allows for products of float32, as a user would set it."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def attention_launches(precision: str, head_size: int) -> dict[str, list[Launch]]:
+    """Launches of the operations on q and k, by name; ``@`` marks those at a size that divides into nothing."""
+    dtype, products = PRECISIONS[precision]
+    with float32_products(products):
+        return _on_grid(dtype, head_size, GRID, WINDOW, "") | _on_grid(
+            dtype, head_size, UNEVEN_GRID, WIDE_WINDOW, " @ 37 × 37"
+        )
+
+
+def _on_grid(
+    dtype: torch.dtype, head_size: int, grid: tuple[int, int], window: tuple[int, int], mark: str
+) -> dict[str, list[Launch]]:
+    tokens = grid[0] * grid[1]
+    # as the projections of a UNet leave them: (B, N, heads · d), seen as (B, heads, N, d)
+    q = _empty(1, tokens, HEADS, head_size, dtype=dtype).transpose(1, 2)
+    k, w, lse = torch.empty_like(q), _empty(1, HEADS), _empty(1, HEADS, tokens)
+    maps = _empty(1, tokens, tokens, dtype=dtype)
+    values, u = _empty(1, tokens, window[0] * window[1]), _empty(1, tokens, CELLS[0] * CELLS[1])
+    scale = head_size**-0.5
+    on_grid = list(grid), list(window)
+    return {
+        f"attention_entropy{mark}": [attention_entropy.plan(q, k, scale, lse, lse)],
+        f"attention_marginal{mark}": [attention_marginal.plan(q, k, lse, scale, lse)],
+        f"fuse_attention{mark}": [fuse_attention.plan(q, k, w, lse, scale, maps)],
+        f"global_affinity{mark}": [global_affinity.plan(q, k, w, lse, list(grid), list(CELLS), scale, u)],
+        f"local_affinity{mark}": local_affinity.plan(q, k, w, lse, *on_grid, scale, True, values),
+    }
+
+
+def map_launches(dtype: torch.dtype) -> dict[str, list[Launch]]:
+    """Launches of the operations on explicit maps."""
+    tokens = GRID[0] * GRID[1]
+    maps = _empty(1, HEADS, tokens, tokens, dtype=dtype)
+    fused, entropy = _empty(1, tokens, tokens, dtype=dtype), _empty(1, HEADS, tokens)
+    return {
+        "attention_map_entropy": [attention_map_entropy.plan(maps, entropy)],
+        "fuse_attention_maps": [fuse_attention_maps.plan(maps, _empty(1, HEADS), fused)],
+    }

@@ -1,0 +1,105 @@
+"""What the compilers make of every Triton kernel, without a GPU: ``python -m benchmarks.gpu_static``.
+
+Compiles each kernel × precision × head size for each target, writes registers, shared memory, spills, tensor-core
+instructions and 128-bit loads to ``benchmarks/results/gpu_static.csv``, and fails where a kernel spills, needs more
+shared memory than the smallest GPU of its kind has, leaves tensor cores idle, or reads an aligned row in small pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import triton
+from benchmarks.gpu_inspect import SHARED_MEMORY_LIMIT, TARGETS, Compiled, compile_for, rows_allow_wide_loads
+from benchmarks.gpu_launches import HEAD_SIZES, PRECISIONS, attention_launches, map_launches
+
+from nerve_kernels._triton.launch import Launch
+
+RESULTS = Path(__file__).parent / "results" / "gpu_static.csv"
+Case = tuple[str, int, str]
+
+
+def launches(precision: str, head_size: int) -> Iterator[tuple[str, Launch]]:
+    """Every launch of one case, named by its operation; a head size of 0 means explicit maps."""
+    found = attention_launches(precision, head_size) if head_size else map_launches(PRECISIONS[precision][0])
+    for operation, several in found.items():
+        for launch in several:
+            yield operation, launch
+
+
+def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> list[str]:
+    """What is wrong with a compiled kernel, in words."""
+    found = []
+    backend = TARGETS[target].backend
+    if compiled.spills:
+        found.append(f"{compiled.spills} spills")
+    if compiled.shared_bytes > SHARED_MEMORY_LIMIT[backend]:
+        found.append(f"{compiled.shared_bytes} bytes of shared memory, of {SHARED_MEMORY_LIMIT[backend]}")
+    has_dot = "PRECISION" in launch.constants
+    if has_dot and precision != "fp32" and not compiled.tensor_core_instructions:
+        found.append("no tensor-core instruction")
+    matrix = launch.arguments.get("q", launch.arguments.get("maps"))
+    if matrix is not None and rows_allow_wide_loads(matrix) and not compiled.loads_of_128_bits:
+        found.append("no 128-bit load although rows are aligned")
+    return found
+
+
+def check(case: Case) -> list[dict[str, Any]]:
+    """One row for each launch of a case."""
+    precision, head_size, target = case
+    rows = []
+    for operation, launch in launches(precision, head_size):
+        compiled = compile_for(launch, target)
+        rows.append(
+            {"operation": operation, "kernel": launch.kernel.__name__, "precision": precision}
+            | {"head_size": head_size or "", "target": target, "warps": launch.warps, "stages": launch.stages}
+            | asdict(compiled)
+            | {"faults": "; ".join(faults(launch, precision, target, compiled)), "triton": triton.__version__}
+        )
+    return rows
+
+
+def cases(targets: list[str], head_sizes: list[int], precisions: list[str]) -> list[Case]:
+    """Every combination; explicit maps have no head size, and TF32 means nothing to them or to AMD."""
+    return [
+        (precision, head_size, target)
+        for target in targets
+        for precision in precisions
+        for head_size in [*head_sizes, 0]
+        if precision != "tf32" or (head_size and TARGETS[target].backend == "cuda")
+    ]
+
+
+def main() -> int:
+    """Write the table; 1 where any kernel has a fault."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--head-sizes", nargs="+", type=int, default=list(HEAD_SIZES))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    wanted = cases(options.targets, options.head_sizes, options.precisions)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        rows = [row for found in pool.map(check, wanted) for row in found]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    faulty = [row for row in rows if row["faults"]]
+    for row in faulty:
+        print(*(row[key] for key in ("operation", "precision", "head_size", "target", "faults")), sep="  ")
+    print(f"{len(rows)} kernels compiled, {len(faulty)} with faults; {options.out}")
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

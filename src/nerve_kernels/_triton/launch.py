@@ -1,0 +1,110 @@
+"""What every host wrapper does: strides with what is known of their alignment, precision, and the launch itself.
+
+A wrapper first makes a ``Launch``, which is plain data, and then runs it. The compile-only checks make the same
+``Launch`` from tensors without storage, so what they measure is what would run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+VECTOR_BYTES = 16  # the widest load of one thread
+SLICE = 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel, how many programs of it, and everything it is called with."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+    def run(self) -> None:
+        """Start the programs on the device of the arguments; nothing where there is nothing to do."""
+        if self.programs == 0:
+            return
+        device = next(item.device for item in self.arguments.values() if isinstance(item, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """How the kernel is compiled; multiplications and additions are fused, whatever Triton's default is."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """A head size as a power of two and a smaller rest: 40 = 32 + 8, 80 = 64 + 16, 160 = 128 + 32.
+
+    Tiles are powers of two. One tile of the next power would spend up to half of its products on padding.
+    """
+
+    first: int
+    rest: int
+    repeat: int = 1  # times that ``first`` is taken
+
+    @classmethod
+    def of(cls, size: int) -> HeadSplit:
+        """The split of one head size; dots want at least 16 columns."""
+        if size <= 16:
+            return cls(16, 0)
+        first = 1 << (size.bit_length() - 1)
+        rest = size - first
+        if rest > first // 2:  # such as 56 = 32 + 24: the rest would be as large as the first part
+            return cls(2 * first, 0)
+        return cls(first, 0 if rest == 0 else max(16, triton.next_power_of_2(rest)))
+
+    @classmethod
+    def into_slices(cls, size: int) -> HeadSplit:
+        """Slices of 32 columns, in a loop, and a rest; unrolled, a long product of float32 or of wide tiles spills."""
+        if size <= SLICE:
+            return cls.of(size)
+        repeat, rest = divmod(size, SLICE)
+        return cls(SLICE, 0 if rest == 0 else max(16, triton.next_power_of_2(rest)), repeat)
+
+    def constants(self) -> dict[str, int]:
+        """As the kernels name them."""
+        return {"FIRST": self.first, "REPEAT": self.repeat, "REST": self.rest}
+
+
+def is_low_precision(tensor: Tensor) -> bool:
+    """Whether elements take two bytes, and products run on tensor cores without being asked."""
+    return tensor.element_size() == 2
+
+
+def dot_precision(tensor: Tensor) -> str:
+    """How products of float32 are taken: exactly, or as TF32 where torch's own matrix products may do so."""
+    allowed = tensor.dtype == torch.float32 and torch.version.hip is None
+    return "tf32" if allowed and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def matrix_strides(**matrices: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+    """Strides of (batch, head, row, column) tensors, as arguments ``<name>_batch`` … and constants ``<name>_align``.
+
+    All but the last are in units of the largest vector that they are all multiples of: 40 columns of float16 are 5
+    vectors of 8, and the kernel multiplies by 8 again. Triton by itself notices multiples of 16 only.
+    """
+    arguments: dict[str, int] = {}
+    constants: dict[str, int] = {}
+    for name, matrix in matrices.items():
+        batch, head, row, column = matrix.stride()
+        align = math.gcd(batch, head, row, VECTOR_BYTES // matrix.element_size()) if column == 1 else 1
+        arguments |= {
+            f"{name}_batch": batch // align,
+            f"{name}_head": head // align,
+            f"{name}_row": row // align,
+            f"{name}_column": column,
+        }
+        constants[f"{name}_align".upper()] = align
+    return arguments, constants

@@ -1,0 +1,130 @@
+"""One problem per operation, solved by a kernel module and judged against the reference; shared with the mutants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tests.ops.problems import queries_and_keys, random_weights, relative_error
+from torch import Tensor
+
+from nerve_kernels import LocalAffinity, LowRankAffinity, reference
+
+TOLERANCE = 5e-6  # float32 sums of a few hundred terms
+# a kernel's output in float16 has rounding of 2⁻¹¹ in each element
+OUTPUT_TOLERANCE = {torch.float32: TOLERANCE, torch.float16: 5e-4}
+
+
+def growing_keys(
+    head_size: int, dtype: torch.dtype, queries: int, keys: int, batch: int = 1, heads: int = 2
+) -> tuple[Tensor, Tensor]:
+    """q and k whose scores grow along the keys, so that each block of keys moves the maximum of most rows."""
+    q, k = queries_and_keys(head_size, batch, heads, queries, keys, head_size, torch.float32)
+    return q.to(dtype), (k * torch.linspace(0.5, 2.0, keys)[:, None]).to(dtype)
+
+
+def attention_entropy(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 70, keys: int = 131, **more: int
+) -> None:
+    q, k = growing_keys(head_size, dtype, queries, keys, **more)
+    entropy, lse = run(q, k, head_size**-0.5)
+    expected_entropy, expected_lse = reference.attention_entropy(q, k, return_lse=True)
+    assert (entropy - expected_entropy).abs().max() < TOLERANCE
+    assert (lse - expected_lse).abs().max() < TOLERANCE
+
+
+def _with_lse(q: Tensor, k: Tensor) -> Tensor:
+    return reference.attention_entropy(q, k, return_lse=True)[1].float()
+
+
+def attention_marginal(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 70, keys: int = 131, **more: int
+) -> None:
+    q, k = growing_keys(head_size, dtype, queries, keys, **more)
+    marginal = run(q, k, _with_lse(q, k), head_size**-0.5)
+    assert relative_error(marginal, reference.attention_marginal(q, k)) < TOLERANCE
+
+
+def fuse_attention(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 70, keys: int = 131, **more: int
+) -> None:
+    q, k = growing_keys(head_size, dtype, queries, keys, **more)
+    w = random_weights(1, *q.shape[:2])
+    fused = run(q, k, w, _with_lse(q, k), head_size**-0.5)
+    assert fused.dtype == dtype
+    assert relative_error(fused, reference.fuse_attention(q, k, w)) < OUTPUT_TOLERANCE[dtype]
+
+
+def local_affinity(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int] = (5, 9),
+    window: tuple[int, int] = (5, 3),
+    **more: int,
+) -> None:
+    tokens = grid[0] * grid[1]
+    q, k = growing_keys(head_size, dtype, tokens, tokens, **more)
+    w = random_weights(1, *q.shape[:2])
+    values = run(q, k, w, _with_lse(q, k), list(grid), list(window), head_size**-0.5, True)
+    result = LocalAffinity(values, grid=grid, window=window).to_dense()
+    assert relative_error(result, reference.local_affinity(q, k, w, grid=grid, window=window)) < TOLERANCE
+    assert not values.isnan().any(), "entries outside of the grid are 0, not left as they were"
+    assert (values.sum(-1) - 1).abs().max() < TOLERANCE
+
+
+def global_affinity(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int] = (7, 11),
+    cells: tuple[int, int] = (3, 4),
+    **more: int,
+) -> None:
+    tokens = grid[0] * grid[1]
+    q, k = growing_keys(head_size, dtype, tokens, tokens, **more)
+    w = random_weights(1, *q.shape[:2])
+    u = run(q, k, w, _with_lse(q, k), list(grid), list(cells), head_size**-0.5)
+    result = LowRankAffinity(u, grid=grid, cells=cells).to_dense()
+    assert relative_error(result, reference.global_affinity(q, k, w, grid=grid, cells=cells)) < TOLERANCE
+
+
+def _maps(dtype: torch.dtype, queries: int, keys: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    maps = (4 * torch.randn(2, 3, queries, keys, generator=generator)).softmax(-1)
+    maps[0, 0, 0] = 0
+    maps[0, 0, 0, keys // 2] = 1
+    return maps.to(dtype)
+
+
+def attention_map_entropy(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 5, keys: int = 1030
+) -> None:
+    maps = _maps(dtype, queries, keys)
+    entropy = run(maps)
+    assert entropy[0, 0, 0] == 0
+    assert (entropy - reference.attention_map_entropy(maps)).abs().max() < TOLERANCE
+
+
+def fuse_attention_maps(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 9, keys: int = 261
+) -> None:
+    maps = _maps(dtype, queries, keys)
+    w = random_weights(4, 2, 3)
+    fused = run(maps, w)
+    assert relative_error(fused, reference.fuse_attention_maps(maps, w)) < OUTPUT_TOLERANCE[dtype]
+
+
+PROBLEMS = {
+    problem.__name__: problem
+    for problem in (
+        attention_entropy,
+        attention_marginal,
+        fuse_attention,
+        local_affinity,
+        global_affinity,
+        attention_map_entropy,
+        fuse_attention_maps,
+    )
+}

@@ -1,0 +1,73 @@
+"""Every Triton kernel compiled for GPUs that are not here: no spills, tensor cores in use, wide loads.
+
+A few cases of each kernel; ``python -m benchmarks.gpu_static`` compiles them all.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from benchmarks import gpu_static
+from benchmarks.gpu_inspect import TARGETS, compile_for
+
+CASES = [
+    ("fp16", 40, "sm_90"),
+    ("bf16", 80, "sm_80"),
+    ("fp32", 160, "sm_90"),
+    ("fp16", 160, "gfx942"),
+    ("fp32", 0, "sm_100"),
+]
+
+
+@pytest.mark.parametrize(("precision", "head_size", "target"), CASES, ids=str)
+def test_kernels_compile_without_faults(precision, head_size, target):
+    compiled = 0
+    for operation, launch in gpu_static.launches(precision, head_size):
+        if "@" in operation:
+            continue
+        result = compile_for(launch, target)
+        assert gpu_static.faults(launch, precision, target, result) == [], operation
+        compiled += 1
+    assert compiled == (5 if head_size else 2)
+
+
+def test_tf32_is_used_where_torch_allows_it():
+    launches = dict(gpu_static.launches("tf32", 64))
+    launch = launches["attention_entropy"]
+    assert launch.constants["PRECISION"] == "tf32"
+    assert compile_for(launch, "sm_80").tensor_core_instructions > 0
+    launch = dict(gpu_static.launches("fp32", 64))["attention_entropy"]
+    assert launch.constants["PRECISION"] == "ieee"
+    assert compile_for(launch, "sm_80").tensor_core_instructions == 0
+
+
+def test_faults_are_found():
+    """The checks themselves: a configuration that is known to spill, and one that asks for too much."""
+    operation, launch = next(gpu_static.launches("fp16", 40))
+    result = compile_for(launch, "sm_80")
+    assert operation == "attention_entropy"
+    for change, fault in [
+        ({"spills": 3}, "3 spills"),
+        ({"tensor_core_instructions": 0}, "no tensor-core instruction"),
+        ({"loads_of_128_bits": 0}, "no 128-bit load"),
+        ({"shared_bytes": 200_000}, "200000 bytes of shared memory"),
+    ]:
+        worse = type(result)(**{**vars(result), **change})
+        assert any(fault in found for found in gpu_static.faults(launch, "fp16", "sm_80", worse))
+
+
+def test_spills_are_seen_in_the_machine_code():
+    """One warp for a tile made for eight: the registers cannot suffice."""
+    launch = dict(gpu_static.launches("fp16", 160))["fuse_attention"]
+    crowded = type(launch)(**{**vars(launch), "warps": 1})
+    assert compile_for(crowded, "sm_80").spills > 0
+
+
+def test_every_target_has_a_limit_of_shared_memory():
+    assert {target.backend for target in TARGETS.values()} == set(gpu_static.SHARED_MEMORY_LIMIT)
