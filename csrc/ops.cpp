@@ -13,10 +13,14 @@
 //                                      float scale, bool normalize) -> Tensor
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,
 //                                       float scale) -> Tensor
+//   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
+//                                   SymInt[] grid, SymInt[] window, SymInt[] cells, float beta, float alpha,
+//                                   SymInt steps, bool normalize) -> Tensor
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention.h"
+#include "cpu/walk.h"
 #include "cpu/window_product.h"
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
@@ -28,4 +32,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_fuse_attention_maps_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps));
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
+  m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
 }

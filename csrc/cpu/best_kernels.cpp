@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "attention_kernels.h"
+#include "block_product.h"
 #include "instruction_set.h"
 #include "window_rows.h"
 
@@ -38,6 +39,14 @@ const WindowRowKernels& best_window_row_kernels() {
   if (best_instruction_set() == InstructionSet::avx2) return window_rows_avx2;
 #endif
   return window_rows_portable;
+}
+
+const BlockProductKernels& best_block_product_kernels() {
+#if defined(__x86_64__)
+  if (best_instruction_set() == InstructionSet::avx512) return block_product_avx512;
+  if (best_instruction_set() == InstructionSet::avx2) return block_product_avx2;
+#endif
+  return block_product_portable;
 }
 
 const AttentionKernels& best_attention_kernels() {

@@ -20,6 +20,12 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cpu/walk.h: it starts from ``start`` where that is given, and besides what
+# random_walk takes it takes v without u, the transpose of u without v
+define(
+    f"_random_walk_cpp(Tensor seeds, Tensor? start, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
+    " -> Tensor"
+)
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
@@ -53,14 +59,12 @@ def eager(
     alpha: float,
     steps: int,
     normalize: bool,
-    *,
-    native: bool = False,
 ) -> Tensor:
     """A loop over structured products; one write of the result in the seeds' dtype."""
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
+    operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
     p = walk_steps(operator, (1 - alpha) * wide, wide, alpha, steps)
     if normalize:
         p = p / row_totals(p)
@@ -68,9 +72,10 @@ def eager(
     return p.to(seeds.dtype) if p is not wide or dtype != seeds.dtype else seeds.clone()
 
 
-def cpp(*arguments: Any) -> Tensor:
-    """The same loop with the compiled window product."""
-    return eager(*arguments, native=True)
+def cpp(seeds: Tensor, *arguments: Any) -> Tensor:
+    """The compiled kernel: all steps in one call."""
+    result: Tensor = torch.ops.nerve_kernels._random_walk_cpp(seeds, None, *arguments)
+    return result
 
 
 def _run(
@@ -111,6 +116,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 implement("random_walk", _run, _fake)
+torch.library.register_fake("nerve_kernels::_random_walk_cpp", _fake)
 differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
