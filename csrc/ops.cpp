@@ -4,6 +4,7 @@
 // install without this file. What is registered here must match them:
 //
 //   nerve_kernels::_window_product_cpp(Tensor values, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor
+//   nerve_kernels::_window_gradient_cpp(Tensor left, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor
 //   nerve_kernels::_attention_entropy_cpp(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)
 //   nerve_kernels::_attention_marginal_cpp(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor
 //   nerve_kernels::_attention_map_entropy_cpp(Tensor maps) -> Tensor
@@ -25,6 +26,7 @@
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_window_product_cpp", TORCH_BOX(&nerve_kernels::cpu::window_product));
+  m.impl("_window_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::window_gradient));
   m.impl("_attention_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_entropy));
   m.impl("_attention_marginal_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_marginal));
   m.impl("_attention_map_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_map_entropy));

@@ -5,8 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "block_product.h"
+#include "matrix_product.h"
 #include "window_rows.h"
 
 namespace nerve_kernels::cpu {
@@ -14,78 +16,11 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kRowsAtOnce = 64;    // rows of a block product: they share each block of labels while it is in L1
-constexpr int64_t kDepthAtOnce = 256;  // of a block product; less where there are many labels
-constexpr int64_t kBlockBytes = 24 << 10;
-constexpr int64_t kWidestBlock = 192;  // bytes of labels that a register tile covers at most
-constexpr int64_t kDepthPadding = 16;  // so that rows of a converted block do not all fall into one set of the cache
 constexpr int64_t kWindowNumbers = 4096;  // window values widened at a time; longer windows are widened beforehand
-constexpr int64_t kGatherTasks = 16;
+// A product of `right` with P is cut into about so many tasks, by tokens where its rank is too small for that.
+constexpr int64_t kGatherTasks = 16, kTokensPerChunk = 256;
 
 int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-template <typename Number>
-int64_t depth_at_once(int64_t stride) {
-  const int64_t widest = std::min<int64_t>(stride * sizeof(Number), kWidestBlock);
-  return std::min(kDepthAtOnce, kBlockBytes / widest);
-}
-
-template <typename Number>
-void convert_block(const MatrixBatch& matrix, int64_t image, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                   Number* out, int64_t out_stride) {
-  with_dtype(matrix.dtype, "the affinity", [&](auto stored) {
-    using Stored = decltype(stored);
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto* from = reinterpret_cast<const Stored*>(matrix.at(image, row + r, column));
-      if (matrix.column_stride == 1)
-        convert(from, out + r * out_stride, columns);
-      else
-        for (int64_t c = 0; c < columns; ++c)
-          out[r * out_stride + c] = static_cast<Number>(from[c * matrix.column_stride]);
-    }
-  });
-}
-
-// out[row] += scale * sum over k of matrix[first_row + row, first_k + k] * b[k], all rows of b and out `stride` apart.
-template <typename Number>
-void add_product(const MatrixBatch& matrix, int64_t image, int64_t first_row, int64_t num_rows, int64_t first_k,
-                 int64_t depth, const Number* b, int64_t stride, Number scale, Number* out) {
-  const auto multiply = best_block_product_kernels().of<Number>().multiply;
-  const bool in_place =
-      matrix.dtype == dtype_of<Number> && (matrix.column_stride == 1 || matrix.row_stride == 1);
-  const int64_t step = depth_at_once<Number>(stride);
-  alignas(64) Number converted[kRowsAtOnce * (kDepthAtOnce + kDepthPadding)];
-  for (int64_t row = 0; row < num_rows; row += kRowsAtOnce) {
-    const int64_t rows = std::min(kRowsAtOnce, num_rows - row);
-    for (int64_t k = 0; k < depth; k += step) {
-      BlockProduct<Number> product = {};
-      product.depth = std::min(step, depth - k);
-      if (in_place) {
-        product.a = reinterpret_cast<const Number*>(matrix.at(image, first_row + row, first_k + k));
-        product.a_row_stride = matrix.row_stride;
-        product.a_depth_stride = matrix.column_stride;
-        const bool last = k + step >= depth;
-        if (matrix.column_stride == 1 && (!last || row + rows < num_rows)) {
-          product.next = matrix.at(image, first_row + row + (last ? rows : 0), first_k + (last ? 0 : k + step));
-          product.next_row_stride = matrix.row_stride * matrix.element_size;
-          product.next_row_bytes = product.depth * matrix.element_size;
-        }
-      } else {
-        product.a = converted;
-        product.a_row_stride = kDepthAtOnce + kDepthPadding;
-        product.a_depth_stride = 1;
-        convert_block(matrix, image, first_row + row, rows, first_k + k, product.depth, converted,
-                      product.a_row_stride);
-      }
-      product.b = b + k * stride;
-      product.out = out + row * stride;
-      product.stride = product.labels = stride;
-      product.rows = rows;
-      product.scale = scale;
-      multiply(product);
-    }
-  }
-}
 
 }  // namespace
 
@@ -99,20 +34,23 @@ Walk<Number>::Walk(const WalkProblem& problem, double alpha, const Tensor& like)
   const int64_t gathered = problem.is_dense ? 0 : problem.batch * problem.rank * stride_;
   if (problem.right.present()) {
     const int64_t tasks = problem.batch * ceil_div(problem.rank, kRowsAtOnce);
-    chunks_ = std::clamp<int64_t>(kGatherTasks / tasks, 1, ceil_div(problem.num_tokens(), kDepthAtOnce));
+    chunks_ = std::clamp<int64_t>(kGatherTasks / tasks, 1, ceil_div(problem.num_tokens(), kTokensPerChunk));
   }
   const int64_t buffers = whole_cells_ ? 2 : chunks_;
   const int64_t alignment = 64 / static_cast<int64_t>(sizeof(Number));
   const auto padded = [&](int64_t count) { return ceil_div(count, alignment) * alignment; };
-  storage_ = torch::stable::new_empty(like, {2 * padded(labels) + buffers * padded(gathered) + alignment},
-                                      dtype_of<Number>);
+  const bool has_bf16_left = std::is_same_v<Number, float> && Bf16Left::suits(problem);
+  const int64_t bf16_numbers = has_bf16_left ? Bf16Left::numbers_needed(problem, stride_) : 0;
+  storage_ = torch::stable::new_empty(
+      like, {2 * padded(labels) + buffers * padded(gathered) + bf16_numbers + alignment}, dtype_of<Number>);
   auto address = reinterpret_cast<uintptr_t>(storage_.mutable_data_ptr());
   auto* data = reinterpret_cast<Number*>((address + 63) / 64 * 64);
   labels_[0] = data;
   labels_[1] = data + padded(labels);
   gathered_[0] = labels_[1] + padded(labels);
   gathered_[1] = whole_cells_ ? gathered_[0] + padded(gathered) : gathered_[0];
-  partial_ = gathered_[0];
+  if constexpr (std::is_same_v<Number, float>)
+    if (has_bf16_left) bf16_left_.emplace(problem, stride_, gathered_[0] + buffers * padded(gathered));
 }
 
 template <typename Number>
@@ -166,7 +104,7 @@ void Walk<Number>::gather(int64_t which) {
       const int64_t image = task / (strips * chunks_), strip = task / chunks_ % strips, chunk = task % chunks_;
       const int64_t row = strip * kRowsAtOnce, rows = std::min(kRowsAtOnce, problem_.rank - row);
       const int64_t first = std::min(chunk * tokens, problem_.num_tokens());
-      Number* out = partial_ + chunk * all + (image * problem_.rank + row) * stride_;
+      Number* out = gathered_[0] + chunk * all + (image * problem_.rank + row) * stride_;
       std::fill(out, out + rows * stride_, Number(0));
       add_product(problem_.right, image, row, rows, first, std::min(tokens, problem_.num_tokens() - first),
                   labels_of(which, image) + first * stride_, stride_, Number(1), out);
@@ -175,7 +113,7 @@ void Walk<Number>::gather(int64_t which) {
   if (chunks_ == 1) return;
   torch::stable::parallel_for(0, problem_.batch * problem_.rank, 64, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = 1; chunk < chunks_; ++chunk)
-      for (int64_t i = begin * stride_; i < end * stride_; ++i) partial_[i] += partial_[chunk * all + i];
+      for (int64_t i = begin * stride_; i < end * stride_; ++i) gathered_[0][i] += gathered_[0][chunk * all + i];
   });
 }
 
@@ -184,6 +122,8 @@ void Walk<Number>::add_left(int64_t image, int64_t first, int64_t count, int64_t
   const Number scale = alpha_ * static_cast<Number>(problem_.left_share);
   if (problem_.is_dense) {
     add_product(problem_.left, image, first, count, 0, problem_.rank, labels_of(from, image), stride_, scale, out);
+  } else if (bf16_left_.has_value()) {
+    if constexpr (std::is_same_v<Number, float>) bf16_left_->add(image, first, count, scale, out);
   } else if (problem_.left.present()) {
     add_product(problem_.left, image, first, count, 0, problem_.rank, gathered_of(from, image), stride_, scale, out);
   } else {
@@ -307,6 +247,8 @@ void Walk<Number>::run(const MatrixBatch& seeds, const MatrixBatch& start, int64
       }
     });
     if (!is_last && problem_.rank > 0 && !problem_.is_dense && !whole_cells_) gather(which);
+    if constexpr (std::is_same_v<Number, float>)
+      if (!is_last && bf16_left_.has_value()) bf16_left_->set_gathered(gathered_of(which, 0));
   }
 }
 

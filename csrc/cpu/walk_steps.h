@@ -5,8 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "bf16_left.h"
 #include "walk_problem.h"
 
 namespace nerve_kernels::cpu {
@@ -46,7 +48,7 @@ class Walk {
   torch::stable::Tensor storage_;
   Number* labels_[2];
   Number* gathered_[2];
-  Number* partial_ = nullptr;
+  std::optional<Bf16Left> bf16_left_;
 };
 
 }  // namespace nerve_kernels::cpu

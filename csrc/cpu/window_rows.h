@@ -20,6 +20,20 @@ struct WindowRow {
   int64_t window_height, window_width;
 };
 
+// The gradient of a row's product for its window values: gradient[x, o] = left[y, x] . labels[(y, x) + o].
+template <typename Number>
+struct WindowGradientRow {
+  const Number* left;    // (width, stride): the gradient that came to this row's result
+  const Number* labels;  // (height*width, stride), as above
+  Number* gradient;      // (width, window_height*window_width); what lies outside the grid is not written
+  int64_t stride;
+  int64_t y, height, width;
+  int64_t window_height, window_width;
+};
+
+template <typename Number>
+using WindowGradientFunction = void (*)(const WindowGradientRow<Number>&);
+
 template <typename Number>
 using WindowRowFunction = void (*)(const WindowRow<Number>&);
 
@@ -31,11 +45,18 @@ struct WindowRowKernels {
   const char* instruction_set;
   WindowRowFunction<float> float32;
   WindowRowFunction<double> float64;
+  WindowGradientFunction<float> gradient_float32;
+  WindowGradientFunction<double> gradient_float64;
 
   template <typename Number>
   WindowRowFunction<Number> of() const {
     if constexpr (sizeof(Number) == sizeof(float)) return float32;
     else return float64;
+  }
+  template <typename Number>
+  WindowGradientFunction<Number> gradient_of() const {
+    if constexpr (sizeof(Number) == sizeof(float)) return gradient_float32;
+    else return gradient_float64;
   }
 };
 

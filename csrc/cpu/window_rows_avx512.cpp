@@ -16,6 +16,7 @@
 #define VECTOR_BYTES 64
 #define TOKENS_AT_ONCE 4
 #include "window_rows_kernel.h"
+#include "window_gradient_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -25,7 +26,8 @@
 
 namespace nerve_kernels::cpu {
 const WindowRowKernels window_rows_avx512 = {
-    "avx512", avx512::multiply_row<float>, avx512::multiply_row<double>};
+    "avx512", avx512::multiply_row<float>, avx512::multiply_row<double>, avx512::gradient_row<float>,
+    avx512::gradient_row<double>};
 }
 
 #endif

@@ -33,13 +33,6 @@ def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
     return accumulation_dtype(seeds, *parts)
 
 
-def walk_steps(operator: AffinityOperator, restart: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
-    """``steps`` steps on from P."""
-    for _ in range(steps):
-        p = torch.add(restart, operator.apply(p), alpha=alpha)
-    return p
-
-
 def row_totals(p: Tensor) -> Tensor:
     """Row sums to divide by; 1 where a row sums to 0, so that a zero row stays zero."""
     total = p.sum(-1, keepdim=True)
@@ -65,7 +58,7 @@ def eager(
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
     operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
-    p = walk_steps(operator, (1 - alpha) * wide, wide, alpha, steps)
+    p = operator.walk(wide, wide, alpha, steps)
     if normalize:
         p = p / row_totals(p)
     # the caller's seeds are never handed back as the result
