@@ -71,7 +71,7 @@ quality: $(VENV)/.stamp-dev ## mIoU of the embedded models; writes benchmarks/re
 # The slow checks of native and GPU code. Today: every Triton kernel compiles for every GPU without a fault; the C++ of csrc/cpu/ compiles without a warning, and its tests pass under
 # AddressSanitizer and UndefinedBehaviorSanitizer (which Python itself is not built with, hence the preloading).
 SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-NATIVE_TESTS := tests/ops/test_window_product_cpp.py tests/ops/test_attention_cpp.py
+NATIVE_TESTS := tests/ops/test_window_product_cpp.py tests/ops/test_attention_cpp.py tests/ops/test_walk_cpp.py
 verify: $(VENV)/.stamp-dev ## GPU kernels compiled for every target; native code: its tests under sanitizers, warnings are errors
 	@echo "== compiling every Triton kernel for every GPU; benchmarks/results/gpu_static.csv (minutes)"
 	@$(ONE_THREAD) $(BIN)/python -m benchmarks.gpu_static --jobs $(JOBS)
