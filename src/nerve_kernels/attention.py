@@ -54,7 +54,8 @@ def attention_entropy(
 
     Returns:
         Entropy (B, heads, N) in nats, in [0, log N_k], float32 (float64 for float64 inputs). With ``return_lse`` also
-        lse (B, heads, N), ``log Σⱼ exp(scoreᵢⱼ)``, same dtype. A row with a NaN score gives NaN.
+        lse (B, heads, N), ``log Σⱼ exp(scoreᵢⱼ)``, same dtype. A row that has a NaN score, or
+        none but −∞, gives NaN in both.
 
     Raises:
         TypeError, ValueError: for a bad argument, named.

@@ -71,7 +71,8 @@ def attention_entropy_kernel(
     h = LN_2 * (tl.log2(l) - t / l)
     out = head_index * queries + rows
     tl.store(entropy + out, tl.where(h < 0, 0.0, h), mask=row_valid)
-    tl.store(lse + out, m * scale + LN_2 * tl.log2(l), mask=row_valid)
+    # a row without a finite score has no distribution: NaN in both, as softmax has it
+    tl.store(lse + out, tl.where(l == 0, float("nan"), m * scale + LN_2 * tl.log2(l)), mask=row_valid)
 
 
 def plan(q: Tensor, k: Tensor, scale: float, entropy: Tensor, lse: Tensor) -> Launch:
@@ -97,7 +98,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages."""
     if is_low_precision(q):
         return (128, 64, 4, 3) if q.shape[3] <= 64 else (64, 64, 4, 2)
-    if q.shape[3] <= 48:
+    if q.shape[3] <= 48 or (q.shape[3] <= 64 and dot_precision(q) == "tf32"):
         return 64, 64, 8, 1
     return (32, 64, 8, 1) if q.shape[3] <= 64 else (32, 32, 8, 1)
 

@@ -55,9 +55,10 @@ def plan(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float, fused: Tens
 
 def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages."""
+    size = q.shape[3]
     if is_low_precision(q):
-        return (128, 64, 4, 2) if q.shape[3] <= 80 else (64, 64, 4, 2)
-    return (64, 64, 8, 1)
+        return (128, 64, 4 if size <= 48 else 8, 2) if size <= 80 else (64, 64, 4, 2)
+    return (64, 64, 8, 1) if size <= 80 else (64, 32, 8, 1)
 
 
 def run(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float) -> Tensor:

@@ -90,7 +90,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, key slots, warps and pipeline stages."""
     if is_low_precision(q):
         return (64, 64, 4, 2)
-    return (64, 64, 8, 1) if dot_precision(q) == "tf32" else (32, 64, 8, 1)
+    fits_64_rows = dot_precision(q) == "tf32" or 64 < q.shape[3] <= 80  # without a spill on any target
+    return (64 if fits_64_rows else 32, 64, 8, 1)
 
 
 def run(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float) -> Tensor:

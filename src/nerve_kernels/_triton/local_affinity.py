@@ -136,7 +136,9 @@ def _plan_normalization(values: Tensor, rows: int, length: int) -> Launch:
 
 def _blocks(q: Tensor) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile of queries, most keys of one block, warps and pipeline stages."""
-    return (4, 8, 256, 8, 1) if is_low_precision(q) else (4, 4, 128, 8, 1)
+    if is_low_precision(q):
+        return 4, 8, 256, 8, 1
+    return 4, (4 if q.shape[3] <= 80 else 2), 128, 8, 1
 
 
 def run(
