@@ -19,7 +19,7 @@ MUTANTS = {
     ),
     "the halo is a row too short": (
         "walk", "walk_step", "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 1) * halo_columns",
-        "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 2) * halo_columns", SMALL,
+        "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 2) * halo_columns", {"grid": (8, 8), "cells": (4, 4)},
     ),
     "tokens off the window count": (
         "walk", "walk_step", "mask = in_window & valid[:, None]", "mask = (column >= 0) & valid[:, None]", SMALL,
