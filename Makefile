@@ -75,6 +75,8 @@ NATIVE_TESTS := tests/ops/test_window_product_cpp.py tests/ops/test_attention_cp
 verify: $(VENV)/.stamp-dev ## GPU kernels compiled for every target; native code: its tests under sanitizers, warnings are errors
 	@echo "== compiling every Triton kernel for every GPU; benchmarks/results/gpu_static.csv (minutes)"
 	@$(ONE_THREAD) $(BIN)/python -m benchmarks.gpu_static --jobs $(JOBS)
+	@echo "== interpreting the compiled step of the walk; benchmarks/results/walk_ptx.csv (minutes)"
+	@$(ONE_THREAD) $(BIN)/python -m benchmarks.gpu_ptx --jobs $(JOBS)
 	@command -v g++ > /dev/null || { echo "error: make verify needs g++ and its sanitizer libraries"; exit 1; }
 	@echo "== compiling csrc/ with -Werror and sanitizers into build/verify"
 	@rm -rf build/verify

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .affinity_operator import AffinityOperator, Parts
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
@@ -114,3 +115,4 @@ differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
 _backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("random_walk", "triton", run_lazily("walk"), reason_against_walk)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .affinity_operator import AffinityOperator, Parts, add_parts, match_parts
 from .library import define, implement
@@ -130,3 +131,4 @@ def _fake(
 implement("_random_walk_backward", _run, _fake)
 _backends.register(OPERATION, "eager", eager)
 _backends.register(OPERATION, "cpp", cpp, _backends.native_cpu_reason)
+_backends.register(OPERATION, "triton", run_lazily("walk_backward"), reason_against_walk)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
@@ -95,3 +96,4 @@ differentiate("window_product", _backward, _setup_context)
 fold_batch("window_product", broadcastable=(0, 1))
 _backends.register("window_product", "eager", eager)
 _backends.register("window_product", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("window_product", "triton", run_lazily("window_product"), reason_against_walk)
