@@ -45,7 +45,10 @@ def run(
     dataset: Annotated[str, option("--dataset", "-d", panel=DATA, help=f"One of: {', '.join(DATASETS)}.")],
     root: Annotated[Path | None, option(panel=DATA, help="Where it was unpacked; embedded needs none.")] = None,
     split: Annotated[str | None, option(panel=DATA, help="val, train, ...; the one that is usually scored.")] = None,
-    limit: Annotated[int | None, option(panel=DATA, help="So many pictures, spread evenly over the split.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many pictures, spread evenly.", rich_help_panel=DATA, show_default=False),
+    ] = None,
     vocabulary: Annotated[
         str | None,
         option(panel=DATA, help=f"{' or '.join(VOCABULARIES)}: ask for all classes, or for those in the picture."),
