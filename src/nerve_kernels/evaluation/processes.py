@@ -33,13 +33,13 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """Join the group if torchrun has started this process: nccl on CUDA devices, gloo elsewhere.
+        """Join the group that torchrun, or whatever sets the same variables, has made: nccl on CUDA, gloo elsewhere.
 
         Args:
             device: what the models are on; of several GPUs each process of a node takes its own
                 (see :func:`local_device`).
         """
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             return cls(device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
