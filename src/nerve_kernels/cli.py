@@ -1,11 +1,16 @@
-"""Entry point of ``nerve-segment``: errors are one line, never a traceback."""
+"""Entry points of the commands: errors are one line, never a traceback."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .segmentation.extras import MissingExtraError, require_extra
+
+SEGMENTATION = ("typer", "rich", "PIL", "diffusers", "transformers")
+EVALUATION = ("torchmetrics", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,34 +25,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
+    _run("nerve-segment", "nerve_kernels.segmentation.command", arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """Run ``nerve-evaluate`` and leave with its exit code.
+
+    0: scored; pictures that could not be read are counted in the report. 1: a model could not be
+    loaded. 2: wrong options, a wrong root, or a folder that holds another run. 130: interrupted.
+
+    Args:
+        arguments: None: those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    _run("nerve-evaluate", "nerve_kernels.evaluation.command", arguments, evaluation=True)
+
+
+def ablate(arguments: Sequence[str] | None = None) -> None:
+    """Run ``nerve-ablate``: ``nerve-evaluate`` with the variants of the usual ablation, features shared.
+
+    Args:
+        arguments: None: those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    _run("nerve-ablate", "nerve_kernels.evaluation.command", ["--ablate", *given], evaluation=True)
+
+
+def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluation: bool = False) -> NoReturn:
     try:
-        require_extra("typer", "rich", "PIL", "diffusers", "transformers")
+        require_extra(*SEGMENTATION)
+        if evaluation:
+            require_extra(*EVALUATION, extra="evaluation")
     except MissingExtraError as error:
-        _leave(str(error), 1)
+        _leave(program, str(error), 1)
     import typer
 
-    from .segmentation.command import app
-
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(importlib.import_module(module).app)
     try:
         # Not standalone: typer would draw its errors as boxes of several lines.
         code = command.main(
             args=list(arguments) if arguments is not None else None,
-            prog_name="nerve-segment",
+            prog_name=program,
             standalone_mode=False,
         )
     except (typer.Abort, KeyboardInterrupt):
-        _leave("interrupted", 130)
+        _leave(program, "interrupted", 130)
     except Exception as error:
         # typer brings its own click or uses the installed one; both mark usage errors alike.
         if not hasattr(error, "format_message"):
             raise
-        _leave(error.format_message(), getattr(error, "exit_code", 2))
+        _leave(program, error.format_message(), getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave(message: str, code: int) -> None:
-    print(f"nerve-segment: {' '.join(message.split())}", file=sys.stderr)
+def _leave(program: str, message: str, code: int) -> NoReturn:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

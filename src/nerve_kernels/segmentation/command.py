@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .config import NerveConfig
+from .command_support import (
+    MODELS,
+    OUTPUT,
+    load_pipeline,
+    option,
+    read_background,
+    read_if_given,
+    read_settings,
+    refusing,
+    say,
+)
 from .inputs import find_pictures, labels_beside, result_stems
-from .loading import ModelLoadError
 from .pictures import NotAPictureError, load_picture
-from .presets import DEFAULT_PRESET, PRESETS, find_preset
+from .presets import DEFAULT_PRESET, PRESETS
 from .prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-MODELS = "Models"
-METHOD = "Method"
-OUTPUT = "Output"
-
-
-def _option(*names: str, panel: str = METHOD, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
 @app.command()
@@ -53,30 +53,30 @@ def segment(
         str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS)
     ] = DEFAULT_PRESET,
     diffusion: Annotated[
-        str | None, _option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
+        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
     ] = None,
-    clip: Annotated[str | None, _option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
-    device: Annotated[str | None, _option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, _option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
-    config: Annotated[Path | None, _option(help="JSON file of settings, in place of the preset's.")] = None,
-    background: Annotated[str | None, _option(help='Words that are background: "sky, wall", or "default".')] = None,
-    threshold: Annotated[float | None, _option(help="Least probability of a label, 0 to 1; below: background.")] = None,
-    alpha: Annotated[float | None, _option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
-    beta: Annotated[float | None, _option(help="Share of the global affinity, 0 to 1.")] = None,
-    steps: Annotated[int | None, _option(help="Steps of the walk.")] = None,
-    tolerance: Annotated[float | None, _option(help="In place of steps: largest distance to the walk's limit.")] = None,
-    temperature: Annotated[float | None, _option(help="Of the head weights, above 0.")] = None,
-    criterion: Annotated[str | None, _option(help="Head weights by entropy, information or uniform.")] = None,
-    keep: Annotated[int | None, _option(help="Use only so many attention maps, the best.")] = None,
-    window: Annotated[int | None, _option(help="Side of the local affinity's window in tokens, odd.")] = None,
-    cells: Annotated[int | None, _option(help="Cells of the global affinity along a side.")] = None,
-    timesteps: Annotated[str | None, _option(help='Noise levels: "100" or "50, 100".')] = None,
-    layers: Annotated[str | None, _option(help='Attention layers: "64", "latent/1", "up_blocks.3.*".')] = None,
-    templates: Annotated[str | None, _option(help="Prompts: imagenet80, short, photo or name.")] = None,
-    seed_mode: Annotated[str | None, _option(help="cosine or cross_attention.")] = None,
-    noise_seed: Annotated[int | None, _option(help="Seed of the noise.")] = None,
-    walk: Annotated[bool | None, _option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
-    backend: Annotated[str | None, _option(help="eager, cpp, triton or cuda; the best there is.")] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
+    device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
+    config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
+    background: Annotated[str | None, option(help='Words that are background: "sky, wall", or "default".')] = None,
+    threshold: Annotated[float | None, option(help="Least probability of a label, 0 to 1; below: background.")] = None,
+    alpha: Annotated[float | None, option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
+    beta: Annotated[float | None, option(help="Share of the global affinity, 0 to 1.")] = None,
+    steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
+    tolerance: Annotated[float | None, option(help="In place of steps: largest distance to the walk's limit.")] = None,
+    temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
+    criterion: Annotated[str | None, option(help="Head weights by entropy, information or uniform.")] = None,
+    keep: Annotated[int | None, option(help="Use only so many attention maps, the best.")] = None,
+    window: Annotated[int | None, option(help="Side of the local affinity's window in tokens, odd.")] = None,
+    cells: Annotated[int | None, option(help="Cells of the global affinity along a side.")] = None,
+    timesteps: Annotated[str | None, option(help='Noise levels: "100" or "50, 100".')] = None,
+    layers: Annotated[str | None, option(help='Attention layers: "64", "latent/1", "up_blocks.3.*".')] = None,
+    templates: Annotated[str | None, option(help="Prompts: imagenet80, short, photo or name.")] = None,
+    seed_mode: Annotated[str | None, option(help="cosine or cross_attention.")] = None,
+    noise_seed: Annotated[int | None, option(help="Seed of the noise.")] = None,
+    walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
+    backend: Annotated[str | None, option(help="eager, cpp, triton or cuda; the best there is.")] = None,
 ) -> None:
     """Colour and name what is in pictures, by any words, without training.
 
@@ -84,7 +84,7 @@ def segment(
     palette) and NAME.json (area and mean probability of each label).
     """
     overrides = {
-        "background_words": _read(background, _background),
+        "background_words": read_if_given(background, read_background),
         "probability_threshold": threshold,
         "alpha": alpha,
         "beta": beta,
@@ -95,8 +95,8 @@ def segment(
         "keep": keep,
         "window": window,
         "cells": cells,
-        "timesteps": _read(timesteps, lambda text: _numbers("--timesteps", text)),
-        "layers": _read(layers, _layers),
+        "timesteps": read_if_given(timesteps, lambda text: _numbers("--timesteps", text)),
+        "layers": read_if_given(layers, _layers),
         "templates": templates,
         "seed_mode": seed_mode,
         "noise_seed": noise_seed,
@@ -104,20 +104,20 @@ def segment(
         "backend": backend,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
-    settings = _settings(config, preset, custom=bool(diffusion and clip), overrides=given)
+    settings = read_settings(config, preset, custom=bool(diffusion and clip), overrides=given)
     files, complaints = find_pictures(pictures)
     words: dict[Path, LabelsLike] = {file: _words_beside(file) if labels is None else labels for file in files}
     for wanted in words.values():
-        _refusing(refuse_a_single_label, _refusing(parse_labels, wanted, settings.background_words))
+        refusing(refuse_a_single_label, refusing(parse_labels, wanted, settings.background_words))
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out: {out} is a file, wanted a folder")
     # File names are shown as they are: no markup, no emoji codes.
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     for complaint in complaints:
-        _say(console, complaint)
+        say(console, complaint)
     if not files:
         raise typer.Exit(1)
-    pipeline = _load(preset, diffusion, clip, device, dtype, settings)
+    pipeline = load_pipeline(preset, diffusion, clip, device, dtype, settings, program="nerve-segment")
     failures = len(complaints)
     stems = result_stems(files, out)
     with Progress(
@@ -136,28 +136,15 @@ def segment(
                 written = result.save(stem, side_by_side=side_by_side)
             except NotAPictureError as error:
                 failures += 1
-                _say(console, str(error))
+                say(console, str(error))
             except (OSError, ValueError, RuntimeError) as error:
                 failures += 1
-                _say(console, f"{file}: {error}")
+                say(console, f"{file}: {error}")
             else:
                 typer.echo(written["overlay"])
             progress.advance(task)
     if failures:
         raise typer.Exit(1)
-
-
-def _say(console: Console, line: str) -> None:
-    """One line, not wrapped."""
-    console.print(" ".join(line.split()), soft_wrap=True)
-
-
-def _read(text: str | None, reader: Callable[[str], Any]) -> Any:
-    return None if text is None else reader(text)
-
-
-def _background(text: str) -> str | tuple[str, ...]:
-    return "default" if text.strip() == "default" else split_words(text)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -171,70 +158,11 @@ def _layers(text: str) -> tuple[int | str, ...]:
     return tuple(int(word) if word.isdigit() else word for word in split_words(text))
 
 
-def _refusing(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Run what checks options; what it refuses is a wrong use of the command."""
-    try:
-        return action(*arguments)
-    except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _settings(file: Path | None, preset: str, *, custom: bool, overrides: dict[str, Any]) -> NerveConfig:
-    def read() -> NerveConfig:
-        if file is not None:
-            try:
-                base = NerveConfig.load(file)
-            except OSError as error:
-                raise ValueError(f"--config: cannot read {file}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise ValueError(f"--config: {file} is not a text file") from None
-        elif custom:
-            base = NerveConfig()
-        else:
-            if preset not in PRESETS:
-                find_preset(preset)
-            base = PRESETS[preset].config
-        return base.replace(**overrides)
-
-    result: NerveConfig = _refusing(read)
-    return result
-
-
 def _words_beside(file: Path) -> LabelsLike:
-    found: LabelsLike | None = _refusing(labels_beside, file)
+    found: LabelsLike | None = refusing(labels_beside, file)
     if found is None:
         raise typer.BadParameter(
             '--labels: wanted, as in --labels "cat, dog|puppy"; there is none for '
             f"{file} in {file.with_suffix('.txt').name}, labels.txt or labels.json beside it either"
         )
     return found
-
-
-def _load(
-    preset: str,
-    diffusion: str | None,
-    clip: str | None,
-    device: str | None,
-    dtype: str | None,
-    settings: NerveConfig,
-) -> Any:
-    from .pipeline import NervePipeline
-    from .quiet import quiet_libraries
-
-    quiet_libraries()
-
-    def load() -> NervePipeline:
-        if diffusion and clip:
-            sources = diffusion, clip
-        else:
-            named = find_preset(preset)
-            sources = diffusion or named.diffusion, clip or named.clip
-        return NervePipeline.from_pretrained(
-            diffusion=sources[0], clip=sources[1], device=device, dtype=dtype, config=settings
-        )
-
-    try:
-        return _refusing(load)
-    except ModelLoadError as error:
-        print(f"nerve-segment: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(1) from None

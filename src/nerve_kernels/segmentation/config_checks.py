@@ -138,5 +138,6 @@ CHECKS: dict[str, Check] = {
         _optional(lambda value: 0 < value < 1),
         "a number in (0, 1) or None",
     ),
+    "limit_walk": _flag(),
     "backend": Check(_optional(_is_text), _optional(bool), "a backend's name or None"),
 }

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 import nerve_kernels as nk
 
 from .affinity_building import AffinityBuilder
-from .capture import CapturedLayer
-from .clip import DenseClip, PatchEmbeddings
-from .config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
+from .clip import DenseClip
+from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from .diffusion import DiffusionFeatures
+from .features import ImageFeatures
 from .model_checks import check_config
 from .pictures import PictureLike, load_picture
 from .presets import DEFAULT_PRESET, find_preset
@@ -25,51 +23,6 @@ from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
 from .templates import resolve_templates
 from .upsampling import best_labels
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """All that depends on the picture and not on the words; made by :meth:`NervePipeline.encode`.
-
-    Args:
-        picture: upright RGB.
-        patches: CLIP's patch embeddings.
-        config: what they were made with.
-        builder: makes affinities from Stable Diffusion's queries and keys; None where the walk
-            is off or :meth:`without_layers` let go of them.
-    """
-
-    picture: Image.Image
-    patches: PatchEmbeddings
-    config: NerveConfig
-    builder: AffinityBuilder | None = None
-    grid: tuple[int, int] | None = None
-    _affinities: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def layers(self) -> tuple[CapturedLayer, ...]:
-        """The captured queries and keys."""
-        return () if self.builder is None else self.builder.layers
-
-    def affinity(self, config: NerveConfig) -> Any:
-        """The affinity for a config's head weights, window, cells and mix; built once each.
-
-        Raises:
-            ValueError: it is not there and there are no queries and keys to build it from.
-        """
-        key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
-        if key not in self._affinities:
-            if self.builder is None:
-                raise ValueError(
-                    "features: they hold no queries and keys to build this affinity from; "
-                    "encode the picture again with walk=True and these settings"
-                )
-            self._affinities[key] = self.builder.build(config)
-        return self._affinities[key]
-
-    def without_layers(self) -> ImageFeatures:
-        """The same features with the affinities built so far, without queries and keys."""
-        return replace(self, builder=None)
 
 
 class NervePipeline:
@@ -250,14 +203,7 @@ class NervePipeline:
             assert features.grid is not None  # an affinity has been built, so there is a grid
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
-            probabilities = nk.random_walk(
-                probabilities,
-                affinity,
-                alpha=config.alpha,
-                steps=config.steps,
-                tol=config.tolerance,
-                backend=config.backend,
-            )
+            probabilities = _walk(probabilities, affinity, config)
         planes = probabilities.T.reshape(-1, *grid)
         picture = features.picture
         label_map = best_labels(
@@ -289,3 +235,13 @@ class NervePipeline:
                 f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
                 f"{getattr(features.config, name)!r}; encode the picture again with this config"
             )
+
+
+def _walk(seeds: torch.Tensor, affinity: Any, config: NerveConfig) -> torch.Tensor:
+    if config.limit_walk:
+        limit = nk.random_walk_limit(seeds, affinity, alpha=config.alpha, backend=config.backend)
+        assert isinstance(limit, torch.Tensor)  # a tuple only where the bound is asked for
+        return limit
+    return nk.random_walk(
+        seeds, affinity, alpha=config.alpha, steps=config.steps, tol=config.tolerance, backend=config.backend
+    )
