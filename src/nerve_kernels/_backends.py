@@ -60,6 +60,11 @@ def native_cpu_reason(tensors: tuple[Tensor, ...]) -> str | None:
     return None if devices == ["cpu"] else f"it runs on cpu tensors, got {', '.join(devices)}"
 
 
+def is_implemented(operation: str, backend: str) -> bool:
+    """Whether ``backend`` has an implementation of ``operation``, be it that it cannot run here."""
+    return backend in _implementations[operation]
+
+
 def can_run(operation: str, backend: str, tensors: tuple[Tensor, ...], *, raise_error: bool = False) -> bool:
     """Whether ``backend`` can run ``operation`` on these tensors; with ``raise_error`` the reason is raised instead."""
     available = _implementations[operation]

@@ -71,3 +71,23 @@ def test_peak_memory_at_4096_tokens(body, megabytes):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
     )
     assert float(finished.stdout) < megabytes
+
+
+def test_the_gradient_runs_where_the_caller_named_it_and_else_where_it_can(monkeypatch):
+    ran = []
+    forward, backward = (_backends._implementations[name] for name in ("random_walk", "random_walk_backward"))
+    run = backward["eager"].run
+
+    def recording(backend):
+        return _backends.Implementation(lambda *arguments: (ran.append(backend), run(*arguments))[1], lambda _: None)
+
+    monkeypatch.setitem(forward, "cuda", forward["eager"])
+    monkeypatch.delitem(backward, "cuda", raising=False)
+    for backend in ("eager", "cpp"):
+        monkeypatch.setitem(backward, backend, recording(backend))
+    affinity = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
+    for backend in ("eager", None, "cuda"):
+        seeds = torch.full((1, 4, 2), 0.5, requires_grad=True)
+        nk.random_walk(seeds, affinity, alpha=0.5, steps=2, backend=backend).sum().backward()
+    # the last has no gradient of its own here: the best that can run on the device takes its place
+    assert ran == ["eager", "cpp", "cpp"]

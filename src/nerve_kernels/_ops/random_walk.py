@@ -1,8 +1,7 @@
-"""random_walk: all L steps P ← (1−α) G + α S P as one operator, its adjoint as another."""
+"""random_walk: all L steps P ← (1−α) G + α S P as one operator; its adjoint is in ``random_walk_backward``."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from nerve_kernels import _backends
 
-from .affinity_operator import AffinityOperator, Parts, add_parts, match_parts
+from .affinity_operator import AffinityOperator, Parts
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 
 AFFINITY_SCHEMA = (
@@ -21,10 +20,6 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
-define(
-    f"_random_walk_backward(Tensor grad, Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
@@ -32,13 +27,14 @@ def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
     return accumulation_dtype(seeds, *parts)
 
 
-def _walk(operator: AffinityOperator, restart: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
+def walk_steps(operator: AffinityOperator, restart: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
+    """``steps`` steps on from P."""
     for _ in range(steps):
         p = torch.add(restart, operator.apply(p), alpha=alpha)
     return p
 
 
-def _row_totals(p: Tensor) -> Tensor:
+def row_totals(p: Tensor) -> Tensor:
     """Row sums to divide by; 1 where a row sums to 0, so that a zero row stays zero."""
     total = p.sum(-1, keepdim=True)
     return torch.where(total == 0, 1, total)
@@ -65,9 +61,9 @@ def eager(
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
     operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
-    p = _walk(operator, (1 - alpha) * wide, wide, alpha, steps)
+    p = walk_steps(operator, (1 - alpha) * wide, wide, alpha, steps)
     if normalize:
-        p = p / _row_totals(p)
+        p = p / row_totals(p)
     # the caller's seeds are never handed back as the result
     return p.to(seeds.dtype) if p is not wide or dtype != seeds.dtype else seeds.clone()
 
@@ -102,74 +98,8 @@ def _fake(seeds: Tensor, *arguments: Any) -> Tensor:
     return seeds.new_empty(seeds.shape)
 
 
-def _run_backward(
-    grad: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    steps: int,
-    normalize: bool,
-) -> tuple[Tensor, ...]:
-    """The adjoint walk λ ← α Sᵀ λ, with dG collecting (1−α) λ and dS collecting α λ Pᵀ of every step.
-
-    P is recomputed in segments of √L steps from √L checkpoints: 2 √L copies of P are held instead of L.
-    """
-    parts = (values, u, v, dense)
-    dtype = working_dtype(seeds, parts)
-    native = _backends.native_cpu_reason((seeds,)) is None
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
-    wide = seeds.to(dtype)
-    restart = (1 - alpha) * wide
-    segment = max(1, math.isqrt(steps))
-    checkpoints = [wide]
-    for start in range(0, steps, segment):
-        checkpoints.append(_walk(operator, restart, checkpoints[-1], alpha, min(segment, steps - start)))
-    adjoint = grad.to(dtype)
-    if normalize:
-        total = _row_totals(checkpoints[-1])
-        result = checkpoints[-1] / total
-        # a row that sums to 0 was not divided: its total is the constant 1
-        divided = checkpoints[-1].sum(-1, keepdim=True) != 0
-        adjoint = (adjoint - torch.where(divided, (adjoint * result).sum(-1, keepdim=True), 0)) / total
-    grad_seeds = torch.zeros_like(wide, memory_format=torch.contiguous_format)
-    grad_parts: Parts | None = None
-    for index in reversed(range(len(checkpoints) - 1)):
-        first = index * segment
-        states = [checkpoints[index]]
-        for _ in range(first + 1, min(first + segment, steps)):
-            states.append(_walk(operator, restart, states[-1], alpha, 1))
-        for state in reversed(states):
-            grad_seeds.add_(adjoint, alpha=1 - alpha)
-            scaled = alpha * adjoint
-            grad_parts = add_parts(grad_parts, operator.gradient(scaled, state))
-            adjoint = operator.apply_transpose(scaled)
-    grad_seeds.add_(adjoint)
-    return grad_seeds.to(seeds.dtype), *match_parts(grad_parts or (None,) * 4, parts, seeds)
-
-
-def _fake_backward(
-    grad: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    parts = (values, u, v, dense)
-    grads = (seeds.new_empty(0) if part is None else part.new_empty(part.shape) for part in parts)
-    return seeds.new_empty(seeds.shape), *grads
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.options = inputs[5:12]
+    ctx.options = inputs[5:13]
     ctx.save_for_backward(*inputs[:5])
 
 
@@ -181,7 +111,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 implement("random_walk", _run, _fake)
-implement("_random_walk_backward", _run_backward, _fake_backward)
 differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
