@@ -154,6 +154,7 @@ struct Block {
   Barrier barrier;
   int barrier_line = 0;
   unsigned at_grid_barrier = 0;
+  char exit_tag = 0;
   std::unique_ptr<Fiber[]> fibers;
   std::unique_ptr<Warp[]> warps;
   Fiber* current = nullptr;
@@ -320,6 +321,7 @@ HIDDEN_FROM_TSAN inline void fiber_main() {
   Fiber* self = block->current;
   IF_ASAN(__sanitizer_finish_switch_fiber(nullptr, &block->scheduler_stack, &block->scheduler_stack_bytes));
   block->kernel(block->arguments);
+  IF_TSAN(__tsan_release(&block->exit_tag));
   self->done = true;
   --block->alive;
   block->warps[self->index / 32].alive &= ~(1u << self->index % 32);
@@ -329,6 +331,8 @@ HIDDEN_FROM_TSAN inline void fiber_main() {
 
 HIDDEN_FROM_TSAN inline void run_fibers() {
   const unsigned threads = block->size.x;
+  Grid::Seat& seat = block->grid.seats[block->index.x];
+  sleep_until_turn(seat);
   while (block->alive > 0) {
     unsigned able = 0;
     for (unsigned i = 0; i < threads; ++i) able += !block->fibers[i].done && !block->fibers[i].waits_for;
@@ -343,6 +347,10 @@ HIDDEN_FROM_TSAN inline void run_fibers() {
       fail("a barrier that not all threads reach");
     }
   }
+  IF_TSAN(__tsan_acquire(&block->exit_tag));
+  seat.done = true;
+  --block->grid.alive;
+  pass_turn();
 }
 
 inline void run_block(Grid& grid, dim3 index, dim3 blocks, dim3 threads, size_t shared_bytes, uint64_t seed,
@@ -364,11 +372,7 @@ inline void run_block(Grid& grid, dim3 index, dim3 blocks, dim3 threads, size_t 
     makecontext(&fiber.context, fiber_main, 0);
     IF_TSAN(fiber.tsan = __tsan_create_fiber(0));
   }
-  sleep_until_turn(grid.seats[index.x]);
   run_fibers();
-  grid.seats[index.x].done = true;
-  --grid.alive;
-  pass_turn();
   IF_TSAN(for (unsigned i = 0; i < threads.x; ++i) __tsan_destroy_fiber(self.fibers[i].tsan));
   block = nullptr;
 }
