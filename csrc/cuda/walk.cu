@@ -5,6 +5,7 @@
 //
 //   nerve_kernels::_random_walk_cuda(Tensor seeds, Tensor? values, Tensor? u, SymInt[] grid, SymInt[] window,
 //       SymInt[] cells, float beta, float alpha, SymInt steps, bool normalize, SymInt[] plan) -> Tensor
+//   nerve_kernels::_random_walk_cuda_shared_bytes(Tensor like) -> SymInt
 //   nerve_kernels::_random_walk_cuda_resident_blocks(Tensor like, SymInt labels_per_lane, SymInt shared_bytes) -> SymInt
 
 #include <cuda_runtime.h>
@@ -53,6 +54,14 @@ const void* kernel_of(int64_t labels_per_lane) {
 void allow_shared_memory(const void* kernel, int64_t bytes) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
              "shared memory of the persistent walk");
+}
+
+// The most shared memory that a block can have on this device.
+int64_t shared_bytes_per_block(Tensor like) {
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, like.get_device_index()),
+             "shared memory of the device");
+  return bytes;
 }
 
 // How many blocks of the kernel each multiprocessor of this device holds at once.
@@ -141,5 +150,6 @@ Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Ten
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CUDA, m) {
   m.impl("_random_walk_cuda", TORCH_BOX(&nerve_kernels::cuda::random_walk));
+  m.impl("_random_walk_cuda_shared_bytes", TORCH_BOX(&nerve_kernels::cuda::shared_bytes_per_block));
   m.impl("_random_walk_cuda_resident_blocks", TORCH_BOX(&nerve_kernels::cuda::resident_blocks));
 }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import shutil
 import struct
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,11 +14,12 @@ from tests.ops.problems import WalkProblem, relative_error, walk_problem
 from torch import Tensor
 
 from nerve_kernels import reference
-from nerve_kernels._cuda.walk_plan import LABEL_LANES, WalkPlan, WalkSizes, candidates
+from nerve_kernels._cuda.walk_plan import WalkPlan, WalkSizes, candidates
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SANITIZER = os.environ.get("EMULATION_SANITIZER", "")  # "address,undefined" or "thread"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # `#pragma unroll` is nvcc's
 
 
@@ -30,19 +29,13 @@ def compiler() -> str | None:
 
 
 def compile_program(source: Path, program: Path, headers: Path = SOURCES) -> Path:
-    """Compile for the CPU, with the sanitizers that EMULATION_FLAGS asks for."""
-    flags = os.environ.get("EMULATION_FLAGS", "").split()
-    command = [compiler() or "g++", "-std=c++20", "-O1", "-g1", "-pthread", *WARNINGS, *flags, f"-I{headers}"]
-    finished = subprocess.run(
-        [*command, f"-I{HERE}", str(source), "-o", str(program)], capture_output=True, text=True, check=False
-    )
+    """Compile for the CPU, under the sanitizers that `make verify` asks for."""
+    command = [compiler() or "g++", "-std=c++20", "-O1", "-g1", "-pthread", *WARNINGS]
+    command += [f"-fsanitize={SANITIZER}", "-fno-sanitize-recover=undefined"] if SANITIZER else []
+    command += [f"-I{headers}", f"-I{HERE}", str(source), "-o", str(program)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return program
-
-
-def sanitizer() -> str:
-    """The sanitizer the programs are compiled with: "thread", "address,undefined" or ""."""
-    return os.environ.get("EMULATION_FLAGS", "").removeprefix("-fsanitize=").split()[0:1][0:1].__str__().strip("[]'")
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Case:
     seeds_dtype: torch.dtype = torch.float32
     values_dtype: torch.dtype = torch.float32
     u_dtype: torch.dtype = torch.float32
-    alpha: float = field(default=0.8)
+    alpha: float = 0.8
 
     def problem(self) -> WalkProblem:
         """Seeded tensors in float32."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._cuda import walk as persistent_walk
 
 from .affinity_operator import AffinityOperator, Parts
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
@@ -20,6 +21,13 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cuda/
+define(
+    "_random_walk_cuda(Tensor seeds, Tensor? values, Tensor? u, SymInt[] grid, SymInt[] window, SymInt[] cells,"
+    " float beta, float alpha, SymInt steps, bool normalize, SymInt[] plan) -> Tensor"
+)
+define("_random_walk_cuda_shared_bytes(Tensor like) -> SymInt")
+define("_random_walk_cuda_resident_blocks(Tensor like, SymInt labels_per_lane, SymInt shared_bytes) -> SymInt")
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
@@ -89,8 +97,8 @@ def _run(
     backend: str | None = None,
 ) -> Tensor:
     tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
-    run = _backends.choose("random_walk", backend, tensors)
-    result: Tensor = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    arguments = (seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    result: Tensor = _backends.choose("random_walk", backend, tensors, arguments)(*arguments)
     return result.contiguous()
 
 
@@ -115,3 +123,12 @@ differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
 _backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)
+torch.library.register_fake("nerve_kernels::_random_walk_cuda", _fake)
+_backends.register(
+    "random_walk",
+    "cuda",
+    persistent_walk.run,
+    persistent_walk.reason_against_tensors,
+    persistent_walk.reason_against_walk,
+    persistent_walk.is_preferred,
+)
