@@ -2,7 +2,8 @@
 //
 // Each block is an OS thread and each CUDA thread a fibre of it. Only one fibre runs at a time, from one barrier to the
 // next, and a seed decides which: among the threads of a block each time one stops, and among the blocks, so that a run
-// is repeated exactly by its seed. A missing barrier shows as a wrong result, because in some schedule a thread reads
+// is repeated exactly by its seed. Under an even seed a block runs up to a grid barrier, and so gets as far ahead of the
+// others as it can; under an odd one another block may go on at any time. A missing barrier shows as a wrong result, because in some schedule a thread reads
 // before another has written; shared memory starts as NaN. What ends the program with a message and exit code 3: a
 // barrier that not all threads of a block reach, two different barriers met in one phase, a grid barrier that not all
 // blocks reach, and a warp function whose mask names other lanes than those that call it.
@@ -135,9 +136,10 @@ struct Grid {
     int turn = 0;  // 1: this block runs
     bool done = false, at_grid_barrier = false;
   };
-  Grid(unsigned blocks, uint64_t seed) : seats(new Seat[blocks]), count(blocks), alive(blocks), random(seed) {}
+  Grid(unsigned blocks, uint64_t seed) : seats(new Seat[blocks]), count(blocks), alive(blocks), in_turns(seed % 2 == 1), random(seed) {}
   std::unique_ptr<Seat[]> seats;
   unsigned count, alive;
+  bool in_turns;  // blocks may change places between barriers of the grid
   Barrier barrier;
   Random random;
 };
@@ -340,7 +342,7 @@ HIDDEN_FROM_TSAN inline void run_fibers() {
       unsigned chosen = block->random.below(able), next = 0;
       while (block->fibers[next].done || block->fibers[next].waits_for || chosen-- > 0) ++next;
       to_fiber(block->fibers[next]);
-      if (block->random.below(threads) == 0) pass_turn();
+      if (block->grid.in_turns && block->random.below(threads) == 0) pass_turn();
     } else if (block->at_grid_barrier == block->alive) {
       arrive_at_grid_barrier();
     } else {
@@ -353,6 +355,17 @@ HIDDEN_FROM_TSAN inline void run_fibers() {
   pass_turn();
 }
 
+inline void prepare(Fiber& fiber, unsigned index) {
+  fiber.index = index;
+  block->warps[index / 32].alive |= 1u << index % 32;
+  fiber.stack.reset(new char[kStackBytes]);
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  makecontext(&fiber.context, fiber_main, 0);
+  IF_TSAN(fiber.tsan = __tsan_create_fiber(0));
+}
+
 inline void run_block(Grid& grid, dim3 index, dim3 blocks, dim3 threads, size_t shared_bytes, uint64_t seed,
                       void (*kernel)(void*), void* arguments) {
   std::unique_ptr<float4[]> shared(new float4[(shared_bytes + 15) / 16]);
@@ -361,17 +374,7 @@ inline void run_block(Grid& grid, dim3 index, dim3 blocks, dim3 threads, size_t 
   self.kernel = kernel, self.arguments = arguments;
   block = &self;
   IF_TSAN(self.scheduler_tsan = __tsan_get_current_fiber());
-  for (unsigned i = 0; i < threads.x; ++i) {
-    Fiber& fiber = self.fibers[i];
-    fiber.index = i;
-    self.warps[i / 32].alive |= 1u << i % 32;
-    fiber.stack.reset(new char[kStackBytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    makecontext(&fiber.context, fiber_main, 0);
-    IF_TSAN(fiber.tsan = __tsan_create_fiber(0));
-  }
+  for (unsigned i = 0; i < threads.x; ++i) prepare(self.fibers[i], i);
   run_fibers();
   IF_TSAN(for (unsigned i = 0; i < threads.x; ++i) __tsan_destroy_fiber(self.fibers[i].tsan));
   block = nullptr;
