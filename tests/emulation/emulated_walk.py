@@ -127,7 +127,7 @@ def write_problem(case: Case, path: Path) -> tuple[Tensor, Tensor]:
 def run(program: Path, *arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
     """The finished program; a deadlock in the emulator itself would be cut off."""
     command = [str(program), *map(str, arguments)]
-    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 report_thread_leaks=0"}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
 

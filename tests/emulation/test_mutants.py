@@ -95,7 +95,7 @@ BARRIERS = [
 @pytest.mark.skipif(SANITIZER != "thread", reason="compiles the walk once for each barrier; run by `make verify`")
 @pytest.mark.parametrize(("file", "index"), BARRIERS)
 def test_every_barrier_is_needed(file: str, index: int, tmp_path: Path) -> None:
-    """Without any one of them, ThreadSanitizer names a race in at least one case."""
+    """Without any one of them, ThreadSanitizer names a race, or a wild access to what was not yet written."""
     copy = tmp_path / "cuda"
     shutil.copytree(SOURCES, copy)
     text = (copy / file).read_text()
@@ -106,7 +106,7 @@ def test_every_barrier_is_needed(file: str, index: int, tmp_path: Path) -> None:
     for case in (SMALL, CHUNKS, PARTS):
         write_problem(case, tmp_path / "problem")
         reports += run(program, tmp_path / "problem", tmp_path / "result", 0).stderr
-    assert "ThreadSanitizer: data race" in reports
+    assert re.search("ThreadSanitizer: (data race|SEGV)", reports)
 
 
 @pytest.mark.skipif(not SANITIZER.startswith("address"), reason="needs AddressSanitizer; run by `make verify`")
