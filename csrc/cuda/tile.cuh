@@ -12,6 +12,8 @@ struct Tile {
   static constexpr int kVectors = kLabels / 4;                        // of a token, in float4
   static constexpr int kPairs = kTokensPerLane * kLabelsPerLane / 2;  // of a lane, in float2
 
+  static constexpr int kLoads = 4;  // of a thread under way at once, when it fetches what others published
+
   const Walk& walk;
   const SharedLayout layout;
   float *const tile, *const restart, *const values, *const u, *const exchange;
@@ -185,33 +187,42 @@ struct Tile {
   // The tokens around the tile, as other blocks published them; those off the grid stay 0.
   __device__ void fetch_halo(int64_t step) const {
     if (walk.window_size() == 0) return;
+    constexpr int kAcross = 64, kRows = kThreads / kAcross;  // threads along a row, rows at a time
     const int first_x = max(left - walk.radius_x(), 0);
     const int end_x = min(left + walk.tile_width() + walk.radius_x(), walk.width);
+    const int first_y = max(-walk.radius_y(), -top);
+    const int end_y = min(walk.tile_height() + walk.radius_y(), walk.height - top);
     const int own_begin = (left - first_x) * kVectors, own_end = own_begin + walk.tile_width() * kVectors;
-    for (int y = warp - walk.radius_y(); y < walk.tile_height() + walk.radius_y(); y += kWarps) {
-      if (top + y < 0 || top + y >= walk.height) continue;
-      const bool own_row = y >= 0 && y < walk.tile_height();
-      const float* from = published(step) + token_at(top + y, first_x) * kLabels;
-      float4* to = reinterpret_cast<float4*>(in_tile(y, first_x - left));
-      for (int i = lane; i < (end_x - first_x) * kVectors; i += 32)
-        if (!own_row || i < own_begin || i >= own_end) to[i] = __ldcg(reinterpret_cast<const float4*>(from) + i);
+    const float4* from = reinterpret_cast<const float4*>(published(step)) + first_x * kVectors;
+    for (int i = thread % kAcross; i < (end_x - first_x) * kVectors; i += kAcross) {
+      const bool own_column = i >= own_begin && i < own_end;
+      const auto wanted = [&](int y) { return y < end_y && !(own_column && y >= 0 && y < walk.tile_height()); };
+      for (int y = first_y + thread / kAcross; y < end_y; y += kLoads * kRows) {
+        float4 fetched[kLoads] = {};
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j)
+          if (wanted(y + j * kRows)) fetched[j] = __ldcg(from + token_at(top + y + j * kRows, 0) * kVectors + i);
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j)
+          if (wanted(y + j * kRows))
+            reinterpret_cast<float4*>(in_tile(y + j * kRows, first_x - left))[i] = fetched[j];
+      }
     }
   }
 
   // T of cells `first` ... `first + count - 1`: exchange[cell][label].
   __device__ void fetch_averages(int64_t step, int first, int count) const {
-    constexpr int kTogether = 4;  // loads under way at once
     const float4* from = reinterpret_cast<const float4*>(published_pieces(step));
     float4* to = reinterpret_cast<float4*>(exchange);
-    for (int begin = thread; begin < count * kVectors; begin += kTogether * kThreads) {
-      float4 average[kTogether];
+    for (int begin = thread; begin < count * kVectors; begin += kLoads * kThreads) {
+      float4 average[kLoads] = {};
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
+      for (int j = 0; j < kLoads; ++j) {
         const int i = begin + j * kThreads;
         if (i < count * kVectors) average[j] = __ldcg(from + cells[first + i / kVectors].slot * kVectors + i % kVectors);
       }
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
+      for (int j = 0; j < kLoads; ++j) {
         const int i = begin + j * kThreads;
         if (i >= count * kVectors) break;
         const Cell cell = cells[first + i / kVectors];

@@ -50,8 +50,8 @@ MUTANTS = {
     ),
     "a halo one row short": Mutant(
         "tile.cuh",
-        "y < walk.tile_height() + walk.radius_y(); y += kWarps",
-        "y < walk.tile_height() + walk.radius_y() - 1; y += kWarps",
+        "min(walk.tile_height() + walk.radius_y(), walk.height - top)",
+        "min(walk.tile_height() + walk.radius_y() - 1, walk.height - top)",
         is_race=False,
     ),
     "buffers not swapped": Mutant("tile.cuh", "(step & 1)", "(step & 0)", count=2),
