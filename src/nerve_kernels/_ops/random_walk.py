@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._cuda import walk as persistent_walk
 from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .affinity_operator import AffinityOperator, Parts
@@ -27,6 +28,13 @@ define(
     f"_random_walk_cpp(Tensor seeds, Tensor? start, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
     " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cuda/
+define(
+    "_random_walk_cuda(Tensor seeds, Tensor? values, Tensor? u, SymInt[] grid, SymInt[] window, SymInt[] cells,"
+    " float beta, float alpha, SymInt steps, bool normalize, SymInt[] plan) -> Tensor"
+)
+define("_random_walk_cuda_shared_bytes(Tensor like) -> SymInt")
+define("_random_walk_cuda_resident_blocks(Tensor like, SymInt labels_per_lane, SymInt shared_bytes) -> SymInt")
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
@@ -88,8 +96,8 @@ def _run(
     backend: str | None = None,
 ) -> Tensor:
     tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
-    run = _backends.choose("random_walk", backend, tensors)
-    result: Tensor = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    arguments = (seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    result: Tensor = _backends.choose("random_walk", backend, tensors, arguments)(*arguments)
     return result.contiguous()
 
 
@@ -116,3 +124,12 @@ fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
 _backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)
 _backends.register("random_walk", "triton", run_lazily("walk"), reason_against_walk)
+torch.library.register_fake("nerve_kernels::_random_walk_cuda", _fake)
+_backends.register(
+    "random_walk",
+    "cuda",
+    persistent_walk.run,
+    persistent_walk.reason_against_tensors,
+    persistent_walk.reason_against_walk,
+    persistent_walk.is_preferred,
+)
