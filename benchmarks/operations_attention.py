@@ -118,6 +118,7 @@ def _reference_gradient(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable
 
 
 SDPA = Peer("scaled_dot_product_attention (no entropy)", torch_attention.sdpa, same_result=False)
+FLASH = Peer("FlashAttention forward (no entropy)", torch_attention.flash, same_result=False, devices=("cuda",))
 NAIVE_FUSED = naive("naive: softmax, weighted sum", lambda p: naive_fused(p.q, p.k, p.w))
 
 ENTROPY = Operation(
@@ -131,6 +132,7 @@ ENTROPY = Operation(
         naive("naive: softmax, entropy", lambda p: naive_entropy(p.q, p.k)),
         Peer("chunked rows", lambda p: lambda: torch_attention.chunked_entropy(p.q, p.k)),
         SDPA,
+        FLASH,
         compiled_peer(compiled.entropy),
     ),
     sizes=sizes.LAYERS,

@@ -7,6 +7,7 @@ from benchmarks.problems import Problem
 from benchmarks.registry import Call, Size
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nerve_kernels.grids import cell_of_token, window_neighbours
 
@@ -72,3 +73,14 @@ def sdpa(problem: Problem) -> Call:
     """FlashAttention's forward on the same q and k, with k as values: no entropy, for its speed alone."""
     q, k = problem.q, problem.k
     return lambda: functional.scaled_dot_product_attention(q, k, k)
+
+
+def flash(problem: Problem) -> Call:
+    """FlashAttention itself, where torch would choose among several."""
+    q, k = problem.q, problem.k
+
+    def call() -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return functional.scaled_dot_product_attention(q, k, k)
+
+    return call

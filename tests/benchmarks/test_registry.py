@@ -45,6 +45,8 @@ def test_our_backend_agrees_with_the_definition(operation: Operation, backend: s
 def test_a_peer_computes_what_it_is_compared_with(
     operation: Operation, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "cpu" not in peer.devices:
+        pytest.skip(f"runs on {', '.join(peer.devices)}")
     if missing := missing_modules(peer):
         pytest.skip(f"not installed: {', '.join(missing)}")
     # traced, and not turned into machine code: what Inductor makes of it is compared when it is measured
