@@ -77,7 +77,9 @@ def stages_without_gpu(folder: Path) -> list[Stage]:
     """What can be tried without one."""
     small = python("-m", "benchmarks.gpu_small", "--device", "cpu", "--backends", "eager")
     dry_run = python("-m", "benchmarks.gpu_bench", "--dry-run", "--out", str(folder / "dry_run.csv"))
-    compiled = python("-m", "benchmarks.gpu_static", *TRITON_SUBSET, "--jobs", "2", "--out", str(folder / "gpu_static.csv"))
+    compiled = python(
+        "-m", "benchmarks.gpu_static", *TRITON_SUBSET, "--jobs", "2", "--out", str(folder / "gpu_static.csv")
+    )
     nvcc = python("-m", "benchmarks.gpu_nvcc", "--architectures", "90")
     return [
         build_stage(""),
