@@ -53,8 +53,8 @@ STAGES = (
         needs=(program("nvcc"), path("csrc/cuda/*.cu")),
     ),
     Stage(
-        "GPU tests on the interpreted Triton IR (ttsem)",
-        python("-m", "ttsem.sanitize", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"),
+        "Triton kernels on the semantics of their compiled IR (ttsem)",
+        python("-m", "ttsem.sanitize", "benchmarks/gpu_ttir.py"),
         rung="6",
         needs=(module("ttsem"),),
         optional=True,
