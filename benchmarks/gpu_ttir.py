@@ -37,7 +37,9 @@ def main() -> int:
             error = relative_error(result, operation.reference(problem))
             within = error <= max(operation.tolerance, TOLERANCES[dtype])
             ran, wrong = ran + 1, wrong + (not within)
-            print(f"{'ok' if within else 'WRONG':<6} {operation.name} | {dtype} | relative error {error:.2g}", flush=True)
+            print(
+                f"{'ok' if within else 'WRONG':<6} {operation.name} | {dtype} | relative error {error:.2g}", flush=True
+            )
     print(f"{ran} runs on the compiled IR, {wrong} wrong")
     return 1 if wrong or not ran else 0
 

@@ -195,14 +195,27 @@ class Contest:
                 first = self.contenders[0].name if self.contenders else contender.name
                 raise AssertionError(f"{self.case.name}: {contender.name} differs from {first} by {error:.3g}")
         del result
-        start = time.perf_counter()
-        contender.peak_bytes = memory.peak_extra_bytes(call, self.device)
-        contender.seconds = time.perf_counter() - start
+        contender.peak_bytes, contender.seconds = self._memory_and_seconds(call)
         if self.device == "cuda" and (graph := captured(call)) is not None:
             contender.calls[0], contender.in_graph = graph, True
-        if contender.seconds < 0.1 * self.budget:  # what surrounds the call counts for little in a longer one
+        if contender.seconds < 0.1 * self.budget:  # the first touch of its memory counts for little in a longer one
             contender.seconds = 1e-3 * milliseconds(contender.calls[0], self.device)
         self.contenders.append(contender)
+
+    def _memory_and_seconds(self, call: Call) -> tuple[int | None, float]:
+        """Of one call; that memory is given back and looked at around it is not in its time."""
+        taken = []
+
+        def timed() -> Tensor:
+            start = time.perf_counter()
+            result = call()
+            taken.append(time.perf_counter() - start)
+            return result
+
+        peak = memory.peak_extra_bytes(timed, self.device)
+        if not taken:  # memory cannot be measured here
+            timed()
+        return peak, taken[0]
 
     def _plan(self) -> None:
         """How often each is timed within the budget, and on how many copies of its inputs."""
