@@ -7,7 +7,9 @@ another in its place.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,7 @@ class Implementation:
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
+_choices: ContextVar[list[tuple[str, str]] | None] = ContextVar("_choices", default=None)
 
 
 def register(
@@ -82,16 +85,34 @@ def choose(operation: str, backend: str | None, tensors: tuple[Tensor, ...]) -> 
     """The implementation to run: the named backend or an error, or the first of ``PREFERENCE`` that can run."""
     if backend is not None:
         can_run(operation, backend, tensors, raise_error=True)
-        return _implementations[operation][backend].run
+        return _take(operation, backend)
     on_cpu = tensors[0].device.type == "cpu"
     for name in PREFERENCE:
         if name == "triton" and on_cpu:
             continue  # its interpreter is for tests: it runs where it is named, and is never chosen
         if name in _implementations[operation] and can_run(operation, name, tensors):
-            return _implementations[operation][name].run
+            return _take(operation, name)
         if name == "cpp" and name in _implementations[operation] and on_cpu:
             _native.warn_if_slower()
     raise AssertionError(f"{operation} has no eager implementation")
+
+
+def _take(operation: str, backend: str) -> Callable[..., Any]:
+    choices = _choices.get()
+    if choices is not None:
+        choices.append((operation, backend))
+    return _implementations[operation][backend].run
+
+
+@contextmanager
+def recording_choices() -> Iterator[list[tuple[str, str]]]:
+    """Collect the (operation, backend) pairs that are chosen within the block, in their order."""
+    choices: list[tuple[str, str]] = []
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
 
 
 def _reason_against_backend(backend: str) -> str | None:

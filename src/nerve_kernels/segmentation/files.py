@@ -25,7 +25,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are readable by their owner only, and would stay so once renamed.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    # Nor after the target: its name may be as long as a name can be.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with temporary.open("xb") as stream:
             stream.write(content)

@@ -15,7 +15,10 @@ from PIL import Image
 
 from .files import write_whole
 from .render import indexed_picture, render_overlay
+from .stages import WRITE, stage
 from .upsampling import upsample
+
+RESULT_SUFFIXES = (".png", ".json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,7 @@ class Segmentation:
         """Labels as palette indices; see :func:`indexed_picture`."""
         return indexed_picture(self.label_map, background=self.background)
 
+    @stage(WRITE)
     def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
         """Write overlay, labels and summary, each whole or not at all.
 
@@ -104,7 +108,7 @@ class Segmentation:
             OSError: where the folder cannot be made or written to.
         """
         stem = Path(path)
-        if stem.suffix.lower() in (".png", ".json"):
+        if stem.suffix.lower() in RESULT_SUFFIXES:
             stem = stem.with_suffix("")
         contents = {
             "overlay": ("_overlay.png", _png(self.overlay(side_by_side=side_by_side))),
