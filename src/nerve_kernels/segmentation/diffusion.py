@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 
-
 class DiffusionFeatures:
     """Queries and keys of a Stable Diffusion UNet for a picture.
 

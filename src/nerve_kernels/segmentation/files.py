@@ -20,7 +20,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
         The path written.
 
     Raises:
-        OSError: where the folder cannot be made or written to.
+        OSError: where the folder cannot be made or written to; it names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
         with temporary.open("xb") as stream:
             stream.write(content)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)  # the file that is missing now, not the one nobody asked for
         raise
     return target

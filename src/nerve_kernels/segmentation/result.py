@@ -19,6 +19,7 @@ from .stages import WRITE, stage
 from .upsampling import upsample
 
 RESULT_SUFFIXES = (".png", ".json")
+RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +112,14 @@ class Segmentation:
         if stem.suffix.lower() in RESULT_SUFFIXES:
             stem = stem.with_suffix("")
         contents = {
-            "overlay": ("_overlay.png", _png(self.overlay(side_by_side=side_by_side))),
-            "labels": ("_labels.png", _png(self.indexed())),
-            "summary": (".json", (json.dumps(self.summary(), indent=2) + "\n").encode()),
+            "overlay": _png(self.overlay(side_by_side=side_by_side)),
+            "labels": _png(self.indexed()),
+            "summary": (json.dumps(self.summary(), indent=2) + "\n").encode(),
         }
+        # The summary last: where it is, the others are too.
         return {
-            name: write_whole(stem.with_name(stem.name + ending), content)
-            for name, (ending, content) in contents.items()
+            name: write_whole(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)
+            for name, content in contents.items()
         }
 
 
