@@ -74,14 +74,14 @@ command.load = load_then_limit
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_out_of_memory_in_a_model_names_the_size_that_fits(models, pictures, tmp_path):
-    limit = LIMIT.format(megabytes=256)
+    limit = LIMIT.format(megabytes=48)
     arguments = (pictures / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
-    done = run_script(limit, *arguments, "--size", 2048)
+    done = run_script(limit, *arguments, "--size", 512)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
-    found = re.search(r"wide\.png: out of memory with --size 2048; --size (\d+) fits here$", done.stderr.strip())
+    found = re.search(r"wide\.png: out of memory with --size 512; --size (\d+) fits here$", done.stderr.strip())
     assert found, done.stderr
-    assert 16 <= int(found[1]) < 2048
+    assert 16 <= int(found[1]) < 512
     assert written(tmp_path / "out") == []
     # and what it says is true
     again = run_script(limit, *arguments, "--size", found[1])
@@ -91,7 +91,7 @@ def test_out_of_memory_in_a_model_names_the_size_that_fits(models, pictures, tmp
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_out_of_memory_for_a_large_picture_names_the_size_that_fits(models, tmp_path):
-    limit = LIMIT.format(megabytes=192)
+    limit = LIMIT.format(megabytes=128)
     large = tmp_path / "large.png"
     Image.new("L", (4000, 2500)).save(large)
     options = ("-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
