@@ -34,7 +34,7 @@ def check_tensor(name: str, value: Any, dimensions: int, wanted: str) -> Tensor:
     return value
 
 
-def check_layers(name: str, value: Any, wanted: str = "a tensor, or a list of tensors, one for each layer") -> list[Any]:
+def check_layers(name: str, value: Any, wanted: str = "a tensor, or a list of them, one for each layer") -> list[Any]:
     """What came for several layers, as a list."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")

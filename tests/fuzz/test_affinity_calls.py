@@ -66,6 +66,8 @@ def layer_calls(draw: st.DrawFn, *, local: bool) -> tuple[dict[str, Any], bool, 
 def prepared(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments as the reference wants them: pairs, and no default left open."""
     given_arguments = {name: value for name, value in arguments.items() if name != "backend"}
+    scale = given_arguments["scale"]
+    given_arguments["scale"] = None if scale is None else float(scale)  # a whole number past 64 bits is a scale too
     layer_grids = given_arguments["grids"] or [given_arguments["grid"]]
     finest = max(layer_grids, key=lambda grid: grid[0] * grid[1])
     given_arguments["grid"] = tuple(given_arguments["grid"] or finest)

@@ -33,7 +33,11 @@ def attention_calls(draw: st.DrawFn, *, weights: bool = False) -> tuple[dict[str
 
 
 def without(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in names}
+    """What the reference takes; a whole number is a scale too, even one past 64 bits."""
+    kept = {name: value for name, value in arguments.items() if name not in names}
+    if kept.get("scale") is not None:
+        kept["scale"] = float(kept["scale"])
+    return kept
 
 
 def rounding_of(result_dtype: torch.dtype) -> torch.dtype:

@@ -52,6 +52,11 @@ def dense_of(arguments: dict[str, Any], dense: torch.Tensor) -> torch.Tensor:
     return affinity.double() if isinstance(affinity, torch.Tensor) else dense
 
 
+def batched(arguments: dict[str, Any]) -> torch.Tensor:
+    seeds = arguments["seeds"]
+    return seeds[None] if seeds.dim() == 2 else seeds
+
+
 def shaped(result: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
     return result[0] if arguments["seeds"].dim() == 2 else result
 
@@ -73,7 +78,7 @@ def test_random_walk(call, data):
         tol = arguments["tol"]
         steps = arguments["steps"] if tol is None else steps_for_tolerance(arguments["alpha"], tol)
         options = {"alpha": arguments["alpha"], "steps": steps, "normalize": arguments["normalize"]}
-        return shaped(reference.random_walk(arguments["seeds"], dense_of(arguments, dense), **options), arguments)
+        return shaped(reference.random_walk(batched(arguments), dense_of(arguments, dense), **options), arguments)
 
     judge(arguments, lambda: nk.random_walk(**arguments), expected, spoilt=wrong, dtype=dtype)
 
