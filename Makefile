@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-quick verify gpu-check quality clean
+.PHONY: help demo test lint bench bench-quick verify gpu-check quality fuzz audit package-check clean
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,11 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml setup.py $(wildcard 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@echo "== installing the tools for tests, lint and benchmarks: [dev]"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.stamp-release: $(VENV)/.stamp-dev
+	@echo "== installing the tools for releases: [release]"
+	@$(PIP) --no-build-isolation --editable '.[release]'
 	@touch $@
 
 # ---- what users run -----------------------------------------------------------------------------------------------
@@ -83,8 +88,35 @@ gpu-check: ## build, tests, sanitizers, CUDA graphs and benchmarks on a GPU in 8
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-dev && python=$(BIN)/python; fi && \
 	$$python -m benchmarks.gpu_check
 
+FUZZ_EXAMPLES ?= 2000
+fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and calls of every operator, right and wrong
+	@echo "== $(FUZZ_EXAMPLES) examples of each test in tests/fuzz, $(JOBS) processes"
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
+
+audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
+	@echo "== looking up constraints.txt"
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# The wheel is made from the source distribution, so both are proved; the tests run where neither sources nor compiler are.
+PACKAGE_TESTS ?= tests/ops tests/cli tests/segmentation tests/packaging/test_extension_symbols.py
+OUTSIDE := build/package/outside
+package-check: $(VENV)/.stamp-release ## build wheel and sdist, install the wheel without a compiler, run the tests on it
+	@rm -rf build/package
+	@echo "== building the source distribution, and the wheel from it"
+	@$(BIN)/python -m build --no-isolation --outdir build/package/dist . > build/package.log || { cat build/package.log; exit 1; }
+	@$(BIN)/twine check --strict build/package/dist/*
+	@echo "== installing the wheel into a clean environment, without a compiler"
+	@$(PYTHON) -m venv build/package/venv
+	@env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin" $$(env | grep -E '^(PIP_|SSL_|https?_proxy)') \
+	  python -m pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary :all: \
+	  "$$(ls build/package/dist/*.whl)[segmentation]" hypothesis pytest pytest-xdist torchmetrics scikit-image networkx scipy ninja
+	@echo "== running $(PACKAGE_TESTS) against it"
+	@mkdir -p $(OUTSIDE) && cp -r tests pyproject.toml $(OUTSIDE)
+	@cd $(OUTSIDE) && env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin:/usr/bin:/bin" CXX=/nowhere $(ONE_THREAD) \
+	  ../venv/bin/python -m pytest -q -n $(JOBS) -m 'not gpu' -p no:cacheprovider $(PACKAGE_TESTS)
+
 clean: ## remove builds, caches and demo/, but not .venv
 	@echo "== removing builds, caches and demo/"
 	@rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev
+	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev $(VENV)/.stamp-release
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

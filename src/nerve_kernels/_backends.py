@@ -8,7 +8,9 @@ another in its place.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,7 @@ class Implementation:
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
+_choices: ContextVar[list[tuple[str, str]] | None] = ContextVar("_choices", default=None)
 
 
 def register(
@@ -115,21 +118,39 @@ def choose(
     available = _implementations[operation]
     if backend is not None:
         can_run(operation, backend, tensors, arguments, raise_error=True)
-        return available[backend].run
+        return _take(operation, backend)
     on_cpu = tensors[0].device.type == "cpu"
-    second_choice: Callable[..., Any] | None = None
+    second_choice: str | None = None
     for name in PREFERENCE:
         if name not in available or (name == "triton" and on_cpu):
             continue  # Triton's interpreter is for tests: it runs where it is named, and is never chosen
         if can_run(operation, name, tensors, arguments):
             if name == "eager" and second_choice is not None:
-                return second_choice
+                return _take(operation, second_choice)
             if not arguments or available[name].is_preferred(*arguments):
-                return available[name].run
-            second_choice = second_choice or available[name].run
+                return _take(operation, name)
+            second_choice = second_choice or name
         elif name == "cpp" and on_cpu:
             _native.warn_if_slower()
     raise AssertionError(f"{operation} has no eager implementation")
+
+
+def _take(operation: str, backend: str) -> Callable[..., Any]:
+    choices = _choices.get()
+    if choices is not None:
+        choices.append((operation, backend))
+    return _implementations[operation][backend].run
+
+
+@contextmanager
+def recording_choices() -> Iterator[list[tuple[str, str]]]:
+    """Collect the (operation, backend) pairs that are chosen within the block, in their order."""
+    choices: list[tuple[str, str]] = []
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
 
 
 def _reason_against_backend(backend: str) -> str | None:

@@ -37,6 +37,14 @@ def test_torch_is_reached_through_its_stable_interface_only(symbols: list[str]) 
     assert not [name for name in symbols if any(part in name for part in UNSTABLE_NAMES)]
 
 
+def test_every_function_of_torch_is_in_the_oldest_release_that_is_supported(symbols: list[str]) -> None:
+    listed = Path(__file__).with_name("torch_2_10_shim.txt").read_text(encoding="utf-8").splitlines()
+    oldest = {name for name in listed if not name.startswith("#")}
+    used = {name for name in symbols if name.startswith(("aoti_torch_", "torch_"))}
+    assert used
+    assert used - oldest == set()
+
+
 def test_python_is_not_reached_at_all(symbols: list[str]) -> None:
     assert not [name for name in symbols if name.startswith(("Py", "_Py"))]
 

@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nerve_kernels import BackendUnavailableError
-from nerve_kernels.segmentation.command_support import (
+from nerve_kernels.segmentation.options import (
     MODELS,
     OUTPUT,
-    load_pipeline,
+    load,
     option,
     read_background,
     read_if_given,
-    read_settings,
     refusing,
-    say,
+    settings_in_force,
 )
+from nerve_kernels.segmentation.plain import plain_line
 from nerve_kernels.segmentation.presets import PRESETS
 
 from .datasets import DATASETS, open_dataset
@@ -126,11 +126,10 @@ def run(
     data = _open(dataset, root, split)
     entry = DATASETS[dataset]
     models = preset or entry.preset
-    base = read_settings(config, models, custom=bool(diffusion and clip), overrides=given, usual=USUAL)
+    base = settings_in_force(config, models, custom=bool(diffusion and clip), overrides=given, usual=USUAL)
     variants = refusing(ablation, base, vary or ()) if ablate or vary else {BASE: base}
     folder = out or Path("evaluated") / dataset
-    program = "nerve-ablate" if ablate else "nerve-evaluate"
-    pipeline = load_pipeline(models, diffusion, clip, local_device(device), dtype, base, program=program)
+    pipeline = load(models, diffusion, clip, local_device(device), dtype, base)
     with Processes.join(pipeline.clip.device) as processes:
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -185,7 +184,7 @@ def _with_progress(
         def after(_: int, reason: str | None) -> None:
             progress.advance(task)
             if reason is not None:
-                say(console, reason)
+                _say(console, reason)
 
         return evaluate(
             scorer,
@@ -201,8 +200,12 @@ def _with_progress(
 
 def _print(console: Console, evaluation: Evaluation, folder: Path) -> None:
     resumed = f", {evaluation.resumed} of them by an earlier run" if evaluation.resumed else ""
-    say(console, f"{evaluation.pictures} pictures scored{resumed}, {len(evaluation.failures)} could not be")
-    say(console, f"{evaluation.pictures_per_second:.2f} pictures/s, {evaluation.processes} processes")
+    _say(console, f"{evaluation.pictures} pictures scored{resumed}, {len(evaluation.failures)} could not be")
+    _say(console, f"{evaluation.pictures_per_second:.2f} pictures/s, {evaluation.processes} processes")
     for name, score in evaluation.scores.items():
         typer.echo(f"{name}: mIoU {100 * score.miou:.2f}, pixel accuracy {100 * score.pixel_accuracy:.2f}")
     typer.echo(folder / "report.md")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(plain_line(line), soft_wrap=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from .extras import require_extra
 from .loading import choose_device, choose_dtype, freeze, load_part
-from .pictures import to_tensor
+from .pictures import size_for_model, to_tensor
 from .templates import fill
 from .vision import dense_embeddings
 from .windows import OverlapAverage, window_starts
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 WINDOWS_AT_ONCE = 16
 PROMPTS_AT_ONCE = 256
-LONGEST_ASPECT = 4.0
 
 
 @dataclass(frozen=True)
@@ -130,11 +129,7 @@ class DenseClip:
         Returns:
             (height, width), multiples of the patch side.
         """
-        aspect = max(size) / min(size)
-        scale = (short_side or self.native_size) / min(size)
-        scale *= min(1.0, (LONGEST_ASPECT / aspect) ** 0.5)
-        height, width = (max(1, round(side * scale / self.patch_size)) for side in size)
-        return height * self.patch_size, width * self.patch_size
+        return size_for_model(size, short_side or self.native_size, self.patch_size)
 
     @torch.no_grad()
     def embed_picture(

@@ -179,7 +179,7 @@ class NerveConfig:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"config: not valid JSON: {error}") from error
         return cls.from_dict(values)
 

@@ -21,6 +21,7 @@ from .presets import DEFAULT_PRESET, find_preset
 from .prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
+from .stages import CLIP_PICTURE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, stage
 from .templates import resolve_templates
 from .upsampling import best_labels
 
@@ -145,27 +146,30 @@ class NervePipeline:
             Features for any number of calls of :meth:`segment`.
         """
         config = config or self.config
-        picture = load_picture(image)
+        with stage(READ):
+            picture = load_picture(image)
         check_config(config, self.diffusion, self.clip)  # before the costly part
-        patches = self.clip.embed_picture(
-            picture,
-            short_side=config.clip_size,
-            window=config.clip_window,
-            stride=config.clip_stride,
-            features=config.dense_features,
-            residual=config.clip_residual,
-            feed_forward=config.clip_feed_forward,
-        )
+        with stage(CLIP_PICTURE):
+            patches = self.clip.embed_picture(
+                picture,
+                short_side=config.clip_size,
+                window=config.clip_window,
+                stride=config.clip_stride,
+                features=config.dense_features,
+                residual=config.clip_residual,
+                feed_forward=config.clip_feed_forward,
+            )
         if not config.walk:
             return ImageFeatures(picture, patches, config)
-        layers = self.diffusion(
-            picture,
-            short_side=config.diffusion_size,
-            timesteps=config.timesteps,
-            layers=config.layers,
-            # On the CPU, so that a seed means the same noise on every machine.
-            generator=torch.Generator().manual_seed(config.noise_seed),
-        )
+        with stage(DIFFUSION):
+            layers = self.diffusion(
+                picture,
+                short_side=config.diffusion_size,
+                timesteps=config.timesteps,
+                layers=config.layers,
+                # On the CPU, so that a seed means the same noise on every machine.
+                generator=torch.Generator().manual_seed(config.noise_seed),
+            )
         builder = AffinityBuilder(layers)
         features = ImageFeatures(picture, patches, config, builder, builder.grid)
         features.affinity(config)
@@ -192,26 +196,30 @@ class NervePipeline:
         config = config or features.config
         self._check_config(features, config)
         label_set = self._check_labels(labels, config)
-        texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
-        similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
-        probabilities = seeds_from_similarity(
-            similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
-        )
+        with stage(CLIP_WORDS):
+            texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
+        with stage(SEEDS):
+            similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
+            probabilities = seeds_from_similarity(
+                similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
+            )
         grid = features.patches.grid
         if config.walk:
             affinity = features.affinity(config)
             assert features.grid is not None  # an affinity has been built, so there is a grid
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
-            probabilities = _walk(probabilities, affinity, config)
+            with stage(WALK):
+                probabilities = _walk(probabilities, affinity, config)
         planes = probabilities.T.reshape(-1, *grid)
         picture = features.picture
-        label_map = best_labels(
-            planes,
-            (picture.height, picture.width),
-            threshold=config.probability_threshold,
-            background=label_set.background,
-        )
+        with stage(PIXELS):
+            label_map = best_labels(
+                planes,
+                (picture.height, picture.width),
+                threshold=config.probability_threshold,
+                background=label_set.background,
+            )
         return Segmentation(
             picture=picture,
             labels=label_set.shown,
