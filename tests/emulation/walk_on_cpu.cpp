@@ -3,6 +3,7 @@
 // PROBLEM is what emulated_walk.py writes: the sizes below as int64, three shares as double, then seeds, values and u
 // with the number of their bytes before each. RESULT is what the kernel wrote, byte by byte.
 
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <string>
