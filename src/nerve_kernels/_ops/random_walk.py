@@ -75,7 +75,12 @@ def eager(
 
 
 def cpp(seeds: Tensor, *arguments: Any) -> Tensor:
-    """The compiled kernel: all steps in one call."""
+    """The compiled kernel: all steps in one call, two buffers of P beside the result.
+
+    Parts stored in a lower precision are widened block by block, with one exception: a bfloat16 ``u`` on a processor
+    that multiplies such numbers itself (AVX512_BF16). There what the cells hold is rounded too, as a deviation from its
+    mean over the cells, so that what is constant over the picture stays so.
+    """
     result: Tensor = torch.ops.nerve_kernels._random_walk_cpp(seeds, None, *arguments)
     return result
 
