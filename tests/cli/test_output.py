@@ -28,7 +28,7 @@ def test_explain_says_what_ran_on_which_backend_and_how_long(models, pictures, t
         code, out, err = run_main(capsys, *arguments, "--backend", backend)
         assert code == 0
         assert out.splitlines() == [str(tmp_path / "out" / "wide_overlay.png")]
-        ran = dict(re.findall(r"(\w+): (eager|cpp)", err))
+        ran = dict(re.findall(r"(\w+_\w+): (eager|cpp)", err))
         names = ("attention_entropy", "local_affinity", "global_affinity", "random_walk")
         assert ran == dict.fromkeys(names, backend)
         seconds = re.findall(r"^  ([a-zA-Z, ]+?) +(\d+\.\d{3}) s", err, flags=re.MULTILINE)
