@@ -75,6 +75,8 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("lists", ValueError, lambda: nk.local_affinity([Q], [Q, Q], [W], grids=[(3, 4)], window=3), "k: expected 1 tensors, one for each layer of q, got 2"),
     ("layer named", ValueError, lambda: nk.global_affinity([Q, Q], [Q, Q[:, :2]], [W, W], grids=[(3, 4)] * 2), "layer 1: k: expected batch, heads and head size of q"),
     # affinities
+    ("no values, no grid", TypeError, lambda: nk.LocalAffinity(None, grid=(), window=1), "grid: expected a pair of ints (H, W), got ()"),
+    ("u and grid of no kind", TypeError, lambda: nk.LowRankAffinity(None, grid=("a", "b"), cells=1), "grid: expected a pair of ints (H, W), got ('a', 'b')"),
     ("values columns", ValueError, lambda: nk.LocalAffinity(torch.zeros(1, 12, 8), grid=(3, 4), window=3), "values: expected 3 × 3 = 9 columns for window (3, 3), got (1, 12, 8)"),
     ("u columns", ValueError, lambda: nk.LowRankAffinity(torch.zeros(1, 12, 3), grid=(3, 4), cells=(2, 2)), "u: expected 2 × 2 = 4 columns for cells (2, 2), got (1, 12, 3)"),
     ("v and cells", ValueError, lambda: nk.LowRankAffinity(torch.zeros(1, 12, 4), torch.zeros(1, 12, 4), grid=(3, 4), cells=(2, 2)), "v, cells: expected exactly one of them (v for explicit factors), got both"),
