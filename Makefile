@@ -95,7 +95,7 @@ fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and call
 
 audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
 	@echo "== looking up constraints.txt"
-	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # The wheel is made from the source distribution, so both are proved; the tests run where neither sources nor compiler are.
 PACKAGE_TESTS ?= tests/ops tests/cli tests/segmentation tests/packaging/test_extension_symbols.py

@@ -13,6 +13,7 @@ from .grids import Grid
 
 LARGEST_COUNT = 2**63 - 1
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+SMALLEST_FLOAT32 = torch.finfo(torch.float32).tiny
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    LARGEST_FLOAT32,
+    SMALLEST_FLOAT32,
     check_backend,
     check_count,
     check_head_weights,
@@ -223,7 +225,7 @@ def head_weights(
     if len(keys) != len(entropies):
         raise ValueError(f"num_keys: expected {len(entropies)} numbers, one for each layer, got {len(keys)}")
     marginals = _marginals(marginal, criterion, len(entropies))
-    check_number("temperature", temperature, low=math.ulp(0.0), high=math.inf, wanted="> 0")
+    check_number("temperature", temperature, low=SMALLEST_FLOAT32, high=LARGEST_FLOAT32, wanted="> 0")
     scores = [
         _head_scores(layer_entropy, layer_keys, layer_marginal, entropies[0])
         for layer_entropy, layer_keys, layer_marginal in zip(entropies, keys, marginals, strict=True)
@@ -236,7 +238,12 @@ def head_weights(
         # stable: of equally good heads the first ones are kept, on every run
         best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
-    weights = (stacked / temperature).softmax(1).split([score.shape[1] for score in scores], dim=1)
+    # the best score becomes 0 first: however small τ is, 0/τ is 0, where a quotient of two infinities would be NaN
+    weights = (
+        ((stacked - stacked.amax(1, keepdim=True)) / temperature)
+        .softmax(1)
+        .split([score.shape[1] for score in scores], dim=1)
+    )
     return weights[0] if single else list(weights)
 
 
@@ -261,8 +268,8 @@ def _head_scores(entropy: Tensor, keys: int, marginal: Tensor | None, first: Ten
         raise ValueError(
             f"entropy: expected one batch size in all layers, got {shape_of(first)} and {shape_of(entropy)}"
         )
-    if entropy.shape[2] < 1:
-        raise ValueError(f"entropy: expected at least one row to average, got {shape_of(entropy)}")
+    if entropy.shape[1] < 1 or entropy.shape[2] < 1:
+        raise ValueError(f"entropy: expected at least one head and one row to average, got {shape_of(entropy)}")
     check_same_device(entropy=entropy, first_layer=first)
     dtype = torch.float64 if entropy.dtype == torch.float64 else torch.float32
     score = -entropy.to(dtype).mean(-1)

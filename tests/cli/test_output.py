@@ -28,7 +28,7 @@ def test_explain_says_what_ran_on_which_backend_and_how_long(models, pictures, t
         code, out, err = run_main(capsys, *arguments, "--backend", backend)
         assert code == 0
         assert out.splitlines() == [str(tmp_path / "out" / "wide_overlay.png")]
-        ran = dict(re.findall(r"(\w+): (eager|cpp)", err))
+        ran = dict(re.findall(r"(\w+_\w+): (eager|cpp)", err))
         names = ("attention_entropy", "local_affinity", "global_affinity", "random_walk")
         assert ran == dict.fromkeys(names, backend)
         seconds = re.findall(r"^  ([a-zA-Z, ]+?) +(\d+\.\d{3}) s", err, flags=re.MULTILINE)
@@ -165,7 +165,6 @@ def test_every_example_of_the_help_is_accepted(tmp_path, monkeypatch):
         assert result.exit_code == 0, (example, result.output)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
@@ -175,18 +174,29 @@ def test_every_example_of_the_help_is_accepted(tmp_path, monkeypatch):
         ("nerve-segment --backend c", {"cpp", "cuda"}),
     ],
 )
-def test_bash_completes_options_and_their_values(line, offered, tmp_path):
+def test_options_and_their_values_are_completed(line, offered, monkeypatch, capsys):
+    """What the shell's script asks the command, as it asks it."""
+    monkeypatch.setenv("_NERVE_SEGMENT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, out, err = run_main(capsys)
+    assert (code, err) == (0, "")
+    assert set(out.split()) == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_takes_the_completion(tmp_path):
     program = tmp_path / "nerve-segment"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m nerve_kernels.cli "$@"\n')
     program.chmod(0o755)
-    script = f"""
+    script = """
 eval "$(_NERVE_SEGMENT_COMPLETE=source_bash nerve-segment)"
 complete -p nerve-segment > /dev/null || exit 1
-COMP_WORDS=({line}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+COMP_WORDS=(nerve-segment --preset sd15); COMP_CWORD=2
 _nerve_segment_completion nerve-segment
-printf '%s\\n' "${{COMPREPLY[@]}}"
+printf '%s\n' "${COMPREPLY[@]}"
 """
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert {word.strip() for word in done.stdout.split()} == offered
+    assert set(done.stdout.split()) == {"sd15-clip-b16", "sd15-clip-l14"}

@@ -139,6 +139,15 @@ def test_labels_beside_the_pictures(models, pictures, tmp_path):
     assert seen == {"wide": ["cat", "dog"], "tall": ["sky", "grass"]}
 
 
+def test_labels_beside_a_picture_that_cannot_be_used_are_refused_with_its_name(models, pictures, tmp_path, capsys):
+    (pictures / "labels.txt").write_text("cat, dog")
+    (pictures / "tall.txt").write_text("cat,,dog")
+    code, _, err = run_main(capsys, pictures, "-o", tmp_path / "out", *models)
+    assert code == 2
+    assert "labels: label 2 is empty; write names between the commas, as in 'cat, dog|puppy' (found beside " in err
+    assert err.endswith(f"{pictures / 'tall.jpg'})\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

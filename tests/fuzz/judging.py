@@ -17,7 +17,7 @@ import nerve_kernels as nk
 
 # The same examples on every run. `make fuzz` asks for thousands of each test, `make test` for a few.
 FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "25")),
     derandomize=True,
     deadline=None,
     database=None,

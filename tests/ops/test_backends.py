@@ -20,6 +20,14 @@ def test_show_config_names_every_backend_and_why_some_are_missing(capsys):
         assert state in printed.split(f"  {backend}")[1].splitlines()[1]
 
 
+def test_choices_are_recorded_within_a_block_and_nowhere_else():
+    affinity = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
+    with _backends.recording_choices() as choices:
+        nk.random_walk(torch.full((4, 2), 0.5), affinity, alpha=0.5, steps=1, backend="eager")
+    nk.random_walk(torch.full((4, 2), 0.5), affinity, alpha=0.5, steps=1)
+    assert choices == [("random_walk", "eager")]
+
+
 def test_eager_is_always_there_and_the_order_is_best_first():
     available = nk.available_backends()
     assert available[-1] == "eager"

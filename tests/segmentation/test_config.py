@@ -151,3 +151,18 @@ def test_what_is_not_json_is_refused(text):
 def test_json_that_is_no_object_is_refused():
     with pytest.raises(TypeError, match="config: got list, wanted an object"):
         NerveConfig.from_json(json.dumps([1]))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"alpha": ' + "1" * 5000 + "}", "{"])
+def test_json_that_cannot_be_read_is_refused_in_words(text):
+    with pytest.raises(ValueError, match="config: not valid JSON"):
+        NerveConfig.from_json(text)
+
+
+def test_numbers_beyond_every_float_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"alpha: got 10+, wanted a number"):
+        NerveConfig(alpha=10**400)
+    with pytest.raises(TypeError, match=r"steps: got 10+, wanted an integer"):
+        NerveConfig(steps=10**30)
+    with pytest.raises(ValueError, match="diffusion_size: got 8193, wanted an integer from 1 to 8192"):
+        NerveConfig(diffusion_size=8193)

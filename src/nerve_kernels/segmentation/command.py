@@ -18,13 +18,13 @@ from .options import (
     OUTPUT,
     among,
     check_output,
+    check_words,
     load,
     option,
     read_background,
     read_if_given,
     read_layers,
     read_timesteps,
-    refusing,
     save_settings,
     settings_in_force,
     words_beside,
@@ -32,7 +32,7 @@ from .options import (
 from .pictures import NotAPictureError
 from .pipeline import NervePipeline
 from .presets import DEFAULT_PRESET, PRESETS
-from .prompts import LabelsLike, parse_labels, refuse_a_single_label
+from .prompts import LabelsLike
 from .report import Report
 from .stages import recording_stages
 from .templates import TEMPLATE_LISTS
@@ -199,8 +199,10 @@ def segment(
     in_force = settings_in_force(config, preset, custom=bool(diffusion and clip), overrides=given)
     files, complaints = find_pictures(pictures or [])
     words: dict[Path, LabelsLike] = {file: words_beside(file) if labels is None else labels for file in files}
-    for wanted in words.values():
-        refusing(refuse_a_single_label, refusing(parse_labels, wanted, in_force.background_words))
+    if labels is not None:
+        check_words(labels, in_force)
+    for file in files if labels is None else ():
+        check_words(words[file], in_force, beside=file)
     stems = result_stems(files, out)
     if files:
         check_output(out, stems, files)

@@ -15,7 +15,7 @@ from .loading import ModelLoadError
 from .memory import is_out_of_memory
 from .pipeline import NervePipeline
 from .presets import PRESETS, find_preset
-from .prompts import LabelsLike, split_words
+from .prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
 from .quiet import quiet_libraries
 from .result import RESULT_ENDINGS
 
@@ -136,6 +136,14 @@ def words_beside(file: Path) -> LabelsLike:
             f"{file} in {file.with_suffix('.txt').name}, labels.txt or labels.json beside it either"
         )
     return found
+
+
+def check_words(words: LabelsLike, config: NerveConfig, *, beside: Path | None = None) -> None:
+    """Refuse labels that cannot be used; those that were found beside a picture are refused with its name."""
+    try:
+        refuse_a_single_label(parse_labels(words, config.background_words))
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error) if beside is None else f"{error} (found beside {beside})") from None
 
 
 def check_output(folder: Path, stems: Sequence[Path], pictures: Sequence[Path]) -> None:

@@ -117,7 +117,7 @@ def refuse_a_single_label(labels: LabelSet) -> None:
     if len(labels.shown) < 2:
         raise ValueError(
             f"labels: got only {labels.shown[0]!r}, so every pixel would be that; give a second label, or "
-            "background words ('default' is a usual list)"
+            "background words ('default' is a usual list; on the command line, --background default)"
         )
 
 
