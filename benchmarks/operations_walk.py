@@ -160,6 +160,7 @@ WALK = Operation(
             compiled.dense_walk,
             extra_bytes=_dense_bytes,
             too_long=lambda size: size not in (sizes.walk(64, 21), sizes.SMALL),
+            full_only=True,
             past_cache=True,
         ),
         Peer(
@@ -193,6 +194,7 @@ LOCAL_WALK = Operation(
             requires=("networkx", "scipy"),
             devices=("cpu",),
             too_long=lambda size: size.tokens > 1024,
+            full_only=True,
         ),
     ),
     sizes=(sizes.walk(32, 21), sizes.walk(64, 21), sizes.walk(64, 150)),

@@ -63,7 +63,7 @@ class Peer:
 
     ``extra_bytes`` estimates what it allocates, so that it is left out, by name, where that does not fit; ``too_long``
     says for which sizes it would take minutes. ``past_cache`` marks a peer whose own prepared matrices do not fit any
-    cache, so that one copy of its inputs is cold already.
+    cache, so that one copy of its inputs is cold already. ``full_only`` marks one too slow to prepare for a quick run.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Peer:
     extra_bytes: Callable[[Size], int] = lambda size: 0
     too_long: Callable[[Size], bool] = lambda size: False
     past_cache: bool = False
+    full_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Case:
     operation: Operation
     size: Size
     sweep: str = ""
+    quick: bool = False
 
     @property
     def peers(self) -> tuple[Peer, ...]:

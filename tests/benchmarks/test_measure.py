@@ -81,6 +81,13 @@ def test_a_missing_peer_is_named_with_the_reason(change: dict[str, object], reas
     assert row["median_ms"] == ""
 
 
+def test_what_takes_long_to_prepare_is_left_to_a_full_run() -> None:
+    slow = replace(NAIVE, name="slow", full_only=True)
+    changed = replace(ENTROPY, peers=(NAIVE, slow), sweep_peers=())
+    found = Contest(Case(changed, sizes.SMALL, quick=True), budget=0.01)
+    assert found.missing["slow"][1] == "takes long to prepare: only in a full run"
+
+
 def timed(found: Contest) -> Contest:
     """Invented times: 1, 2, 3 ms for every contender."""
     for contender in found.contenders:
