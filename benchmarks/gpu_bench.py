@@ -71,8 +71,8 @@ def measure(
             case = Case(operation, size if device == "cuda" else sizes.SMALL_IMAGE)
             contest = Contest(case, budget=CASE_SECONDS if device == "cuda" else 0.01, device=device, dtype=dtype)
             contest.run()
-        except (RuntimeError, AssertionError) as error:
-            remarks.append(f"FAILED {label}: {str(error).splitlines()[0]}")
+        except Exception as error:  # a kernel that does not compile must not hide the others
+            remarks.append(f"FAILED {label}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             continue
         rows += rows_of(contest, ceilings[dtype])
         print(f"measured {label}", flush=True)

@@ -49,8 +49,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Work:
-    """The least an operation can do, whoever does it: compulsory bytes (each input read, each output written once),
-    floating-point operations (a multiplication and an addition are two), and exponentials."""
+    """The least an operation can do, whoever does it: compulsory bytes (each input read, each output written once, all
+    in float32), floating-point operations (a multiplication and an addition are two), and exponentials."""
 
     bytes: int
     operations: int = 0

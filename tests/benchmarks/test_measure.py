@@ -116,6 +116,14 @@ def test_a_row_holds_rates_and_what_they_are_of_the_ceilings(tmp_path) -> None: 
         assert row[column] != "", column
 
 
+def test_half_precision_moves_half_the_bytes() -> None:
+    def bandwidth(dtype: torch.dtype) -> float:
+        found = Contest(Case(replace(ENTROPY, peers=(NAIVE,), sweep_peers=()), sizes.SMALL), budget=0.01, dtype=dtype)
+        return float(rows_of(timed(found), CEILINGS)[0]["gbytes_per_s"])
+
+    assert bandwidth(torch.float16) == pytest.approx(bandwidth(torch.float32) / 2, rel=1e-3)
+
+
 def test_percentiles() -> None:
     assert percentile([3.0, 1.0, 2.0], 50) == 2
     assert percentile([0.0, 10.0], 20) == 2
