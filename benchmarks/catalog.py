@@ -11,7 +11,11 @@ OPERATIONS: tuple[Operation, ...] = (*operations_attention.ALL, *operations_walk
 def cases(*, quick: bool = False, only: str = "") -> list[Case]:
     """All cases, sweeps last; ``only`` keeps the operations whose name has it."""
     wanted = [operation for operation in OPERATIONS if only in operation.name]
-    found = [Case(operation, size) for operation in wanted for size in (operation.quick if quick else operation.sizes)]
+    found = [
+        Case(operation, size, quick=quick)
+        for operation in wanted
+        for size in (operation.quick if quick else operation.sizes)
+    ]
     if not quick:
         for operation in wanted:
             found += [Case(operation, size, sweep) for sweep, sizes in operation.sweeps.items() for size in sizes]

@@ -27,7 +27,7 @@ BUILD = ROOT / "build" / "benchmarks"
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates in units of 10⁹ a second, and where they come from. ``products`` is a GPU's rate for float32 GEMM."""
+    """Rates in units of 10⁹ a second, and where they come from."""
 
     gflops: float
     gbytes: float
@@ -46,10 +46,10 @@ class Ceilings:
         return f"{self.gflops:.0f} GFLOP/s, {self.gbytes:.0f} GB/s, {self.gexps:.1f} G exp/s ({self.source})"
 
 
-def measure_ceilings(device: str) -> Ceilings:
-    """Of this machine, with as many threads as torch uses."""
+def measure_ceilings(device: str, dtype: torch.dtype = torch.float32) -> Ceilings:
+    """Of this machine, with as many threads as torch uses; on a GPU for products of one dtype."""
     if device == "cuda":
-        return _of_gpu()
+        return _of_gpu(dtype)
     library = compiled_loops()
     if library is None:
         return _of_torch()
@@ -96,13 +96,13 @@ def _of_torch() -> Ceilings:
     )
 
 
-def _of_gpu() -> Ceilings:
-    matrix = torch.rand(8192, 8192, device="cuda")
+def _of_gpu(dtype: torch.dtype) -> Ceilings:
+    matrix = torch.rand(8192, 8192, device="cuda", dtype=dtype)
     source = torch.empty(2**28, device="cuda")
     target, numbers = torch.empty_like(source), torch.rand(2**24, device="cuda")
     return Ceilings(
         2 * 8192**3 / _best(lambda: matrix @ matrix, "cuda") / 1e9,
         2 * 4 * 2**28 / _best(lambda: target.copy_(source), "cuda") / 1e9,
         2**24 / _best(lambda: torch.exp(numbers), "cuda") / 1e9,
-        source="torch's float32 GEMM, copy (read and write) and exp",
+        source=f"torch's {str(dtype).removeprefix('torch.')} GEMM, copy (read and write) and exp",
     )

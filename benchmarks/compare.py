@@ -48,7 +48,8 @@ class Comparison:
 
 def speedups(rows: Sequence[Row]) -> dict[Key, float]:
     """(operation, size, backend) to the median of the baseline over ours."""
-    timed = [row for row in rows if row["median_ms"]]
+    # the points of a curve were timed briefly, and some of them are cases too
+    timed = [row for row in rows if row["median_ms"] and not row["sweep"]]
     peers = {(row["operation"], row["size"], row["implementation"]): float(row["median_ms"]) for row in timed}
     found = {}
     for row in timed:

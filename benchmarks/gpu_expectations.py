@@ -16,6 +16,7 @@ class Expectation:
     name: str
     operation: str
     size: str
+    dtype: str
     figure: Callable[[Rows], float | None]
     wanted: float
     unit: str
@@ -26,7 +27,8 @@ class Expectation:
         """(name, measured, wanted, verdict)."""
         sign = "≤" if self.at_most else "≥"
         wanted = f"{sign} {self.wanted:g} {self.unit}" + (f" (stretch {self.stretch:g})" if self.stretch else "")
-        of_case = [row for row in rows if (row["operation"], row["size"]) == (self.operation, self.size)]
+        case = self.operation, self.size, self.dtype
+        of_case = [row for row in rows if (row["operation"], row["size"], row["dtype"]) == case]
         value = self.figure([row for row in of_case if row["median_ms"]])
         if value is None:
             return self.name, "not measured", wanted, "-"
@@ -66,20 +68,36 @@ EXPECTATIONS = (
         "attention_entropy against FlashAttention's forward",
         "attention_entropy",
         LAYER,
+        "float16",
         times_faster_than("FlashAttention forward (no entropy)"),
         1.0,
         "× its speed",
     ),
     Expectation(
-        "fuse_attention_maps", "fuse_attention_maps", LAYER, best("percent_of_bandwidth"), 85, "% of copy bandwidth"
+        "fuse_attention_maps",
+        "fuse_attention_maps",
+        LAYER,
+        "float16",
+        best("percent_of_bandwidth"),
+        85,
+        "% of copy bandwidth",
     ),
     Expectation(
-        "random_walk, 20 steps", "random_walk", WALK, best("median_ms", 1e3), 100, "µs", at_most=True, stretch=60
+        "random_walk, 20 steps",
+        "random_walk",
+        WALK,
+        "float32",
+        best("median_ms", 1e3),
+        100,
+        "µs",
+        at_most=True,
+        stretch=60,
     ),
     Expectation(
         "random_walk against dense cuBLAS float32",
         "random_walk",
         WALK,
+        "float32",
         times_faster_than("dense S in torch"),
         8.0,
         "× its speed",

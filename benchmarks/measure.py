@@ -177,6 +177,8 @@ class Contest:
             return f"not installed: {', '.join(missing)}"
         if self.device not in peer.devices:
             return f"runs on {', '.join(peer.devices)}"
+        if peer.full_only and self.case.quick:
+            return "takes long to prepare: only in a full run"
         if peer.too_long(size):
             return "left out at this size: takes too long or too much memory for its worth"
         wanted, available = peer.extra_bytes(size), memory.available_bytes(self.device)
@@ -232,9 +234,12 @@ class Contest:
 
     def _copies(self, contender: Contender) -> int:
         """Enough that the caches hold nothing of a copy when its turn comes again."""
-        if not self.case.operation.cold or contender.past_cache:
+        cache = machine.cache_bytes(self.device)
+        # one that writes so much itself leaves nothing of its inputs in the cache
+        empties_cache = contender.past_cache or (contender.peak_bytes or 0) > 2 * cache
+        if not self.case.operation.cold or empties_cache:
             return 1
-        needed = math.ceil(2 * machine.cache_bytes(self.device) / self.case.operation.work(self.case.size).bytes)
+        needed = math.ceil(2 * cache / self.case.operation.work(self.case.size).bytes)
         return max(1, min(needed, contender.rounds, MOST_COPIES))
 
     def _call_on(self, contender: Contender, peers: dict[str, Peer], problem: Problem) -> Call:

@@ -52,17 +52,18 @@ def naive(name: str, function: Callable[[Problem], Tensor]) -> Peer:
         name,
         lambda problem: lambda: function(problem),
         extra_bytes=lambda size: WHOLE_MAPS * size.map_bytes,
-        too_long=lambda size: size.map_bytes > 2**31,
+        too_long=lambda size: size.map_bytes > 2**30,
     )
 
 
-def compiled_peer(prepare: Callable[[Problem], Call]) -> Peer:
-    """A peer compiled by torch; each size is compiled anew, so only the two layers that matter most are."""
+def compiled_peer(prepare: Callable[[Problem], Call], *measured: Size) -> Peer:
+    """A peer compiled by torch, for the sizes named: each is compiled anew, which takes longer than all the rest."""
     return Peer(
         "torch.compile of the naive code",
         prepare,
         extra_bytes=lambda size: 3 * size.map_bytes,
-        too_long=lambda size: size not in (sizes.SD15_64, sizes.SD15_32, sizes.SMALL),
+        too_long=lambda size: size not in (*measured, sizes.SMALL),
+        full_only=True,
     )
 
 
@@ -133,7 +134,7 @@ ENTROPY = Operation(
         Peer("chunked rows", lambda p: lambda: torch_attention.chunked_entropy(p.q, p.k)),
         SDPA,
         FLASH,
-        compiled_peer(compiled.entropy),
+        compiled_peer(compiled.entropy, sizes.SD15_64, sizes.SD15_32),
     ),
     sizes=sizes.LAYERS,
     quick=(sizes.SD15_32,),
@@ -195,7 +196,7 @@ FUSE = Operation(
     work=lambda size: layer_work(size, result=size.map_bytes // size.heads),
     extra_bytes=_memory(32, lambda size: size.tokens + 2 * size.heads * size.head_size),
     baseline=NAIVE_FUSED.name,
-    peers=(NAIVE_FUSED, compiled_peer(compiled.fused)),
+    peers=(NAIVE_FUSED, compiled_peer(compiled.fused, sizes.SD15_32)),
     sizes=(sizes.SD15_64, sizes.SD15_32),
     quick=(sizes.SD15_32,),
 )
@@ -265,7 +266,7 @@ BOTH = Operation(
     baseline="naive: maps, sum, gather, cell sums",
     peers=(
         naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size)),
-        compiled_peer(compiled.affinities),
+        compiled_peer(compiled.affinities, sizes.SD15_32),
     ),
     sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
     quick=(sizes.SD15_32,),

@@ -131,7 +131,12 @@ PRODUCT = Operation(
     baseline=SPARSE,
     peers=(
         Peer(SPARSE, torch_walk.sparse_product),
-        Peer("unfold, einsum", torch_walk.unfolded_product, extra_bytes=lambda size: 2 * 49 * _state(size)),
+        Peer(
+            "unfold, einsum",
+            torch_walk.unfolded_product,
+            extra_bytes=lambda size: 2 * size.window**2 * _state(size),
+            too_long=lambda size: size.labels > 171,
+        ),
         Peer("scipy.sparse CSR", libraries.scipy_product, requires=("scipy",), devices=("cpu",)),
     ),
     sizes=(sizes.walk(64, 21), sizes.walk(64, 171), sizes.walk(64, 847)),
@@ -160,6 +165,7 @@ WALK = Operation(
             compiled.dense_walk,
             extra_bytes=_dense_bytes,
             too_long=lambda size: size not in (sizes.walk(64, 21), sizes.SMALL),
+            full_only=True,
             past_cache=True,
         ),
         Peer(
@@ -193,6 +199,7 @@ LOCAL_WALK = Operation(
             requires=("networkx", "scipy"),
             devices=("cpu",),
             too_long=lambda size: size.tokens > 1024,
+            full_only=True,
         ),
     ),
     sizes=(sizes.walk(32, 21), sizes.walk(64, 21), sizes.walk(64, 150)),

@@ -49,8 +49,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Work:
-    """The least an operation can do, whoever does it: compulsory bytes (each input read, each output written once),
-    floating-point operations (a multiplication and an addition are two), and exponentials."""
+    """The least an operation can do, whoever does it: compulsory bytes (each input read, each output written once, all
+    in float32), floating-point operations (a multiplication and an addition are two), and exponentials."""
 
     bytes: int
     operations: int = 0
@@ -63,7 +63,7 @@ class Peer:
 
     ``extra_bytes`` estimates what it allocates, so that it is left out, by name, where that does not fit; ``too_long``
     says for which sizes it would take minutes. ``past_cache`` marks a peer whose own prepared matrices do not fit any
-    cache, so that one copy of its inputs is cold already.
+    cache, so that one copy of its inputs is cold already. ``full_only`` marks one too slow to prepare for a quick run.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Peer:
     extra_bytes: Callable[[Size], int] = lambda size: 0
     too_long: Callable[[Size], bool] = lambda size: False
     past_cache: bool = False
+    full_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Case:
     operation: Operation
     size: Size
     sweep: str = ""
+    quick: bool = False
 
     @property
     def peers(self) -> tuple[Peer, ...]:

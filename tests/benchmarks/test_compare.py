@@ -14,6 +14,7 @@ Rows = list[dict[str, str]]
 
 def rows(ours: float, peer: float, *, backend: str = "cpp", size: str = "large") -> Rows:
     common = {"operation": "walk", "size": size, "baseline": "loop", "machine": "m", "threads": "2", "torch": "2"}
+    common |= {"sweep": ""}
     return [
         common | {"implementation": backend, "kind": "ours", "median_ms": str(ours)},
         common | {"implementation": "loop", "kind": "peer", "median_ms": str(peer)},
@@ -40,6 +41,11 @@ def test_a_loss_against_the_peer_is_one() -> None:
 def test_a_backend_that_is_measured_no_more_is_lost_and_a_size_that_was_not_run_is_not() -> None:
     assert compare(rows(1, 4), rows(1, 4, backend="eager")).lost == ["walk | large | cpp"]
     assert not compare(rows(1, 4) + rows(1, 4, size="small"), rows(1, 4)).lost
+
+
+def test_points_of_a_curve_are_not_compared() -> None:
+    curve = [row | {"sweep": "N"} for row in rows(9, 4)]
+    assert [change.loss for change in compare(rows(1, 4) + curve, curve + rows(1, 4)).changes] == [1]
 
 
 def test_another_machine_is_noted() -> None:

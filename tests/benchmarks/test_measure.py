@@ -81,6 +81,13 @@ def test_a_missing_peer_is_named_with_the_reason(change: dict[str, object], reas
     assert row["median_ms"] == ""
 
 
+def test_what_takes_long_to_prepare_is_left_to_a_full_run() -> None:
+    slow = replace(NAIVE, name="slow", full_only=True)
+    changed = replace(ENTROPY, peers=(NAIVE, slow), sweep_peers=())
+    found = Contest(Case(changed, sizes.SMALL, quick=True), budget=0.01)
+    assert found.missing["slow"][1] == "takes long to prepare: only in a full run"
+
+
 def timed(found: Contest) -> Contest:
     """Invented times: 1, 2, 3 ms for every contender."""
     for contender in found.contenders:
@@ -107,6 +114,14 @@ def test_a_row_holds_rates_and_what_they_are_of_the_ceilings(tmp_path) -> None: 
     assert float(row["percent_of_bandwidth"]) == pytest.approx(10 * float(row["gbytes_per_s"]), rel=1e-3)
     for column in ("machine", "threads", "torch", "date", "peak_extra_mib"):
         assert row[column] != "", column
+
+
+def test_half_precision_moves_half_the_bytes() -> None:
+    def bandwidth(dtype: torch.dtype) -> float:
+        found = Contest(Case(replace(ENTROPY, peers=(NAIVE,), sweep_peers=()), sizes.SMALL), budget=0.01, dtype=dtype)
+        return float(rows_of(timed(found), CEILINGS)[0]["gbytes_per_s"])
+
+    assert bandwidth(torch.float16) == pytest.approx(bandwidth(torch.float32) / 2, rel=1e-3)
 
 
 def test_percentiles() -> None:

@@ -118,7 +118,7 @@ def test_the_sources_are_importable_without_an_install(tmp_path: Path, monkeypat
 
 
 def row(operation: str, size: str, name: str, kind: str, median: float, bandwidth: str = "") -> dict[str, object]:
-    columns = {"operation": operation, "size": size, "implementation": name, "kind": kind}
+    columns = {"operation": operation, "size": size, "implementation": name, "kind": kind, "dtype": "float32"}
     return columns | {"median_ms": str(median), "percent_of_bandwidth": bandwidth}
 
 
@@ -133,15 +133,16 @@ def test_expectations_are_judged_by_the_fastest_backend(ours: float, verdict: st
     ]
     assert speed.row(rows)[1:] == (f"{1000 * ours:.3g} µs", "≤ 100 µs (stretch 60)", verdict)
     assert dense.row(rows)[3] == verdict
-    assert speed.row([])[1] == "not measured"
+    half = [row | {"dtype": "float16"} for row in rows]
+    assert speed.row(half)[1] == speed.row([])[1] == "not measured"
 
 
 def test_expectations_name_cases_that_are_measured() -> None:
     from benchmarks.gpu_bench import CASES
 
-    measured = {(operation.name, size.name): operation for operation, size, _ in CASES}
+    measured = {(operation.name, size.name, str(dtype).removeprefix("torch.")) for operation, size, dtype in CASES}
     for expectation in EXPECTATIONS:
-        assert (expectation.operation, expectation.size) in measured
+        assert (expectation.operation, expectation.size, expectation.dtype) in measured
 
 
 def test_spills_are_found_in_what_ptxas_says() -> None:
