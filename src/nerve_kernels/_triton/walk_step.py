@@ -78,8 +78,8 @@ def walk_step_kernel(
     block, position = slot // SLOTS, slot % SLOTS
     token_y = (block // TILE_COLUMNS) * BLOCK_ROWS + position // BLOCK_COLUMNS
     token_x = (block % TILE_COLUMNS) * BLOCK_COLUMNS + position % BLOCK_COLUMNS
-    # Triton takes these sums, of multiples of a block's side and what is left over, for multiples as well, and tests the
-    # mask of one token for two: say that they are multiples of 1
+    # Triton takes these sums, of multiples of a block's side and what is left over, for multiples as well, and would
+    # test the mask of one token for two: say that they are multiples of 1
     token_y, token_x = tl.multiple_of(token_y, 1), tl.multiple_of(token_x, 1)
     valid = (position < BLOCK_ROWS * BLOCK_COLUMNS) & (top + token_y < height) & (left + token_x < width)
     rows = (top + token_y).to(tl.int64) * width + left + token_x
