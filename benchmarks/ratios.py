@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmarks.bench_window_product import as_csr
+from benchmarks.problems import as_csr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

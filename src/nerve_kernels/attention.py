@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    check_backend,
     check_count,
     check_head_weights,
+    check_layers,
     check_lse,
     check_number,
     check_queries_and_keys,
@@ -69,6 +71,7 @@ def attention_entropy(
         >>> nk.attention_entropy(q, q)[0, 0, 0].item() - torch.tensor(9.0).log().item() < 1e-6
         True
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     entropy, lse = torch.ops.nerve_kernels.attention_entropy(q, k, check_scale(scale, q.shape[3]), backend)
     return (entropy, lse) if return_lse else entropy
@@ -114,6 +117,7 @@ def attention_marginal(
         >>> nk.attention_marginal(q, q)[0, 0].tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     value = check_scale(scale, q.shape[3])
     result: Tensor = torch.ops.nerve_kernels.attention_marginal(
@@ -144,6 +148,7 @@ def attention_map_entropy(maps: Tensor, *, backend: str | None = None) -> Tensor
         >>> nk.attention_map_entropy(torch.eye(3).expand(1, 1, 3, 3)).tolist()
         [[[0.0, 0.0, 0.0]]]
     """
+    check_backend(backend)
     check_tensor("maps", maps, 4, "(B, heads, N, N_k)")
     result: Tensor = torch.ops.nerve_kernels.attention_map_entropy(maps, backend)
     return result
@@ -208,8 +213,9 @@ def head_weights(
         (True, 1.0)
     """
     single = isinstance(entropy, Tensor)
-    entropies = [entropy] if isinstance(entropy, Tensor) else list(entropy)
-    keys = [num_keys] if isinstance(num_keys, (int, torch.SymInt)) else list(num_keys)
+    entropies = [entropy] if isinstance(entropy, Tensor) else check_layers("entropy", entropy)
+    one_count = isinstance(num_keys, (int, torch.SymInt))
+    keys = [num_keys] if one_count else check_layers("num_keys", num_keys, "an int, or a list of ints, one a layer")
     if criterion not in ("entropy", "information"):
         raise ValueError(f"criterion: expected 'entropy' or 'information', got {criterion!r}")
     if not entropies:
@@ -241,7 +247,7 @@ def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layer
         return [None] * layers
     if marginal is None:
         raise ValueError("marginal: criterion='information' needs attention_marginal(q, k) of each layer, got None")
-    found: list[Tensor | None] = [marginal] if isinstance(marginal, Tensor) else list(marginal)
+    found: list[Tensor | None] = [marginal] if isinstance(marginal, Tensor) else check_layers("marginal", marginal)
     if len(found) != layers:
         raise ValueError(f"marginal: expected {layers} tensors, one for each layer, got {len(found)}")
     return found
@@ -306,6 +312,7 @@ def fuse_attention(
         >>> A.shape, bool((A.sum(-1) - 1).abs().max() < 1e-6)
         (torch.Size([1, 6, 6]), True)
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     check_head_weights(w, q)
     value = check_scale(scale, q.shape[3])
@@ -339,6 +346,7 @@ def fuse_attention_maps(maps: Tensor, w: Tensor, *, backend: str | None = None) 
         >>> nk.fuse_attention_maps(maps, torch.tensor([[0.5, 0.5]])).tolist()
         [[[0.75, 0.25], [0.25, 0.75]]]
     """
+    check_backend(backend)
     check_tensor("maps", maps, 4, "(B, heads, N, N_k)")
     check_head_weights(w, maps)
     result: Tensor = torch.ops.nerve_kernels.fuse_attention_maps(maps, w, backend)

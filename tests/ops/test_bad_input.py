@@ -36,7 +36,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("k heads", ValueError, lambda: nk.attention_entropy(Q, Q[:, :2]), "k: expected batch, heads and head size of q (2, 3, 12, 4), got (2, 2, 12, 4)"),
     ("no keys", ValueError, lambda: nk.attention_entropy(Q, Q[:, :, :0]), "k: expected at least one key and a head size ≥ 1, got (2, 3, 0, 4)"),
     ("device", ValueError, lambda: nk.attention_entropy(Q, Q.to("meta")), "k: expected to be on cpu as q is, got meta; move it with k.to('cpu')"),
-    ("scale", ValueError, lambda: nk.attention_entropy(Q, Q, scale=math.inf), "scale: expected a number that is finite, got inf"),
+    ("scale", ValueError, lambda: nk.attention_entropy(Q, Q, scale=math.inf), "scale: expected a number that float32 can hold, got inf"),
     ("lse shape", ValueError, lambda: nk.attention_marginal(Q, Q, lse=LSE[:, :2]), "lse: expected (B, heads, N) of q = (2, 3, 12), got (2, 2, 12)"),
     ("lse dtype", TypeError, lambda: nk.fuse_attention(Q, Q, W, lse=LSE.half()), "lse: expected float32 or float64 as attention_entropy returns it, got torch.float16"),
     ("w shape", ValueError, lambda: nk.fuse_attention(Q, Q, W[:, :2]), "w: expected (B, heads) of q = (2, 3), got (2, 2)"),

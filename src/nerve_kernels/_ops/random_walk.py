@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._cuda import walk as persistent_walk
 from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .affinity_operator import AffinityOperator, Parts
@@ -21,18 +22,24 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cpu/walk.h: it starts from ``start`` where that is given, and besides what
+# random_walk takes it takes v without u, the transpose of u without v
+define(
+    f"_random_walk_cpp(Tensor seeds, Tensor? start, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
+    " -> Tensor"
+)
+# implemented by the compiled extension, csrc/cuda/
+define(
+    "_random_walk_cuda(Tensor seeds, Tensor? values, Tensor? u, SymInt[] grid, SymInt[] window, SymInt[] cells,"
+    " float beta, float alpha, SymInt steps, bool normalize, SymInt[] plan) -> Tensor"
+)
+define("_random_walk_cuda_shared_bytes(Tensor like) -> SymInt")
+define("_random_walk_cuda_resident_blocks(Tensor like, SymInt labels_per_lane, SymInt shared_bytes) -> SymInt")
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
     """float64 where the seeds or the affinity are, else float32."""
     return accumulation_dtype(seeds, *parts)
-
-
-def walk_steps(operator: AffinityOperator, restart: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
-    """``steps`` steps on from P."""
-    for _ in range(steps):
-        p = torch.add(restart, operator.apply(p), alpha=alpha)
-    return p
 
 
 def row_totals(p: Tensor) -> Tensor:
@@ -54,24 +61,23 @@ def eager(
     alpha: float,
     steps: int,
     normalize: bool,
-    *,
-    native: bool = False,
 ) -> Tensor:
     """A loop over structured products; one write of the result in the seeds' dtype."""
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
-    p = walk_steps(operator, (1 - alpha) * wide, wide, alpha, steps)
+    operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
+    p = operator.walk(wide, wide, alpha, steps)
     if normalize:
         p = p / row_totals(p)
     # the caller's seeds are never handed back as the result
     return p.to(seeds.dtype) if p is not wide or dtype != seeds.dtype else seeds.clone()
 
 
-def cpp(*arguments: Any) -> Tensor:
-    """The same loop with the compiled window product."""
-    return eager(*arguments, native=True)
+def cpp(seeds: Tensor, *arguments: Any) -> Tensor:
+    """The compiled kernel: all steps in one call."""
+    result: Tensor = torch.ops.nerve_kernels._random_walk_cpp(seeds, None, *arguments)
+    return result
 
 
 def _run(
@@ -90,8 +96,8 @@ def _run(
     backend: str | None = None,
 ) -> Tensor:
     tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
-    run = _backends.choose("random_walk", backend, tensors)
-    result: Tensor = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    arguments = (seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    result: Tensor = _backends.choose("random_walk", backend, tensors, arguments)(*arguments)
     return result.contiguous()
 
 
@@ -112,8 +118,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 implement("random_walk", _run, _fake)
+torch.library.register_fake("nerve_kernels::_random_walk_cpp", _fake)
 differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
 _backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)
 _backends.register("random_walk", "triton", run_lazily("walk"), reason_against_walk)
+torch.library.register_fake("nerve_kernels::_random_walk_cuda", _fake)
+_backends.register(
+    "random_walk",
+    "cuda",
+    persistent_walk.run,
+    persistent_walk.reason_against_tensors,
+    persistent_walk.reason_against_walk,
+    persistent_walk.is_preferred,
+)

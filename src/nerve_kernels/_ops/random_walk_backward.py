@@ -17,7 +17,8 @@ from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .affinity_operator import AffinityOperator, Parts, add_parts, match_parts
 from .library import define, implement
-from .random_walk import AFFINITY_SCHEMA, row_totals, walk_steps, working_dtype
+from .native_operator import NativeAffinityOperator
+from .random_walk import AFFINITY_SCHEMA, row_totals, working_dtype
 
 OPERATION = "random_walk_backward"
 
@@ -27,7 +28,8 @@ define(
 )
 
 
-def eager(
+def adjoint_walk(
+    operator_class: type[AffinityOperator],
     grad: Tensor,
     seeds: Tensor,
     values: Tensor | None,
@@ -41,8 +43,6 @@ def eager(
     alpha: float,
     steps: int,
     normalize: bool,
-    *,
-    native: bool = False,
 ) -> tuple[Tensor, ...]:
     """The adjoint walk λ ← α Sᵀ λ, with dG collecting (1−α) λ and dS collecting α λ Pᵀ of every step.
 
@@ -50,13 +50,12 @@ def eager(
     """
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
+    operator = operator_class(parts, grid, window, cells, beta, dtype)
     wide = seeds.to(dtype)
-    restart = (1 - alpha) * wide
     segment = max(1, math.isqrt(steps))
     checkpoints = [wide]
     for start in range(0, steps, segment):
-        checkpoints.append(walk_steps(operator, restart, checkpoints[-1], alpha, min(segment, steps - start)))
+        checkpoints.append(operator.walk(wide, checkpoints[-1], alpha, min(segment, steps - start)))
     adjoint = grad.to(dtype)
     if normalize:
         total = row_totals(checkpoints[-1])
@@ -70,7 +69,7 @@ def eager(
         first = index * segment
         states = [checkpoints[index]]
         for _ in range(first + 1, min(first + segment, steps)):
-            states.append(walk_steps(operator, restart, states[-1], alpha, 1))
+            states.append(operator.walk(wide, states[-1], alpha, 1))
         for state in reversed(states):
             grad_seeds.add_(adjoint, alpha=1 - alpha)
             scaled = alpha * adjoint
@@ -80,9 +79,14 @@ def eager(
     return grad_seeds.to(seeds.dtype), *match_parts(grad_parts or (None,) * 4, parts, seeds)
 
 
+def eager(*arguments: Any) -> tuple[Tensor, ...]:
+    """Structured products in plain torch."""
+    return adjoint_walk(AffinityOperator, *arguments)
+
+
 def cpp(*arguments: Any) -> tuple[Tensor, ...]:
-    """The same with the compiled window product."""
-    return eager(*arguments, native=True)
+    """The compiled walk, forward and with Sᵀ, and the compiled gradient of the window values."""
+    return adjoint_walk(NativeAffinityOperator, *arguments)
 
 
 def _run(
