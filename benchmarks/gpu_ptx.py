@@ -85,7 +85,6 @@ CASES = {
     "tf32": StepCase("tf32"),
     "bf16": StepCase("bf16"),
     "fp16": StepCase("fp16"),
-    "bf16, 64 × 64": StepCase("bf16", grid=(64, 64), cells=(16, 16)),
     "fp32, 64 × 64": StepCase("fp32", grid=(64, 64), cells=(16, 16)),
 }
 
@@ -118,10 +117,11 @@ def interpret(planned: Launch, compiled: Compiled) -> tuple[Report, GlobalMemory
             continue
         value = planned.arguments[name]
         if isinstance(value, Tensor):
-            key = value.data_ptr()
-            if key not in addresses:
-                addresses[key] = memory.add(name, value.view(torch.uint8).numpy())
-            value = addresses[key]
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in addresses:
+                data = torch.tensor([], dtype=torch.uint8).set_(storage)
+                addresses[storage.data_ptr()] = memory.add(name, data.numpy())
+            value = addresses[storage.data_ptr()] + value.storage_offset() * value.element_size()
         arguments.append(value)
     report = launch(
         parse(compiled.text, compiled.name),

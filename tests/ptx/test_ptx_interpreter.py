@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter of Triton compiles nothing", allow_module_level=True)
 
 from benchmarks import gpu_ptx
+from benchmarks.gpu_walk_launches import WalkSize, step_launch
 from benchmarks.ptx.arithmetic import from_bfloat16, to_bfloat16
 from benchmarks.ptx.machine import launch
 from benchmarks.ptx.memory import GlobalMemory
@@ -159,3 +160,10 @@ def test_buffers_that_are_not_swapped_are_a_race_between_programs():
     planned, _, _ = SMALL.planned()
     _, faults = interpreted(SMALL, p=planned.arguments["p"], out=planned.arguments["p"])
     assert faults == {"race"}
+
+
+@pytest.mark.parametrize("kind", ["mixed", "dense"])
+def test_a_grid_of_one_row_compiles(kind):
+    """A size of 1 is a constant to Triton, not a number of the kernel's."""
+    size = WalkSize(kind=kind, grid=(1, 16), window=(1, 3), cells=(1, 4), labels=1)
+    assert gpu_ptx.compile_ptx(step_launch(size, size.operator(torch.float32))).threads

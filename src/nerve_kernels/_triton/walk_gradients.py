@@ -29,7 +29,6 @@ def window_values_gradient_kernel(
     tile = (tl.program_id(0) // halo_blocks) % tiles
     first = (tl.program_id(0) // (halo_blocks * tiles)).to(tl.int64)
     top, left = (tile // tiles_x) * TILE_ROWS, (tile % tiles_x) * TILE_COLUMNS
-    tokens = height.to(tl.int64) * width
 
     token = tl.arange(0, TILE_ROWS * TILE_COLUMNS)
     token_y, token_x = token // TILE_COLUMNS, token % TILE_COLUMNS
@@ -43,7 +42,7 @@ def window_values_gradient_kernel(
 
     total = tl.zeros([TILE_ROWS * TILE_COLUMNS, HALO], tl.float32)
     for turn in range(batches):
-        base = (first * batches + turn) * tokens * labels
+        base = (first * batches + turn) * height * width * labels
         for start in range(0, labels, LABELS):
             label = start + tl.arange(0, LABELS)
             label_valid = (label < labels)[None, :]
@@ -57,7 +56,7 @@ def window_values_gradient_kernel(
     in_window = (window_y >= 0) & (window_y < WINDOW_ROWS) & (window_x >= 0) & (window_x < WINDOW_COLUMNS)
     mask = in_window & valid[:, None] & halo_valid[None, :]
     column = window_y * WINDOW_COLUMNS + window_x
-    at = grad_values + (first * tokens + rows[:, None]) * (WINDOW_ROWS * WINDOW_COLUMNS) + column
+    at = grad_values + (first * height * width + rows[:, None]) * (WINDOW_ROWS * WINDOW_COLUMNS) + column
     tl.store(at, tl.load(at, mask=mask, other=0.0) + share * total, mask=mask)
 
 

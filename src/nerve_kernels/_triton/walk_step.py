@@ -65,7 +65,6 @@ def walk_step_kernel(
     TRANSPOSED takes S_localᵀ instead of S_local. With POOL, blocks are the cells.
     """
     labels = label_units * LABEL_ALIGN
-    tokens = height.to(tl.int64) * width
     label_blocks = tl.cdiv(labels, LABELS)
     tiles_x = tl.cdiv(width, TILE_COLUMNS * BLOCK_COLUMNS)
     tiles = tl.cdiv(height, TILE_ROWS * BLOCK_ROWS) * tiles_x
@@ -79,8 +78,8 @@ def walk_step_kernel(
     block, position = slot // SLOTS, slot % SLOTS
     token_y = (block // TILE_COLUMNS) * BLOCK_ROWS + position // BLOCK_COLUMNS
     token_x = (block % TILE_COLUMNS) * BLOCK_COLUMNS + position % BLOCK_COLUMNS
-    # Triton takes a sum of multiples of 4 and of 0, 1, 2, 3, 0, 1, … for multiples of 4, and would test one token's
-    # mask for two: say that these are multiples of 1
+    # Triton takes these sums, of multiples of a block's side and what is left over, for multiples as well, and would
+    # test the mask of one token for two: say that they are multiples of 1
     token_y, token_x = tl.multiple_of(token_y, 1), tl.multiple_of(token_x, 1)
     valid = (position < BLOCK_ROWS * BLOCK_COLUMNS) & (top + token_y < height) & (left + token_x < width)
     rows = (top + token_y).to(tl.int64) * width + left + token_x
@@ -137,7 +136,7 @@ def walk_step_kernel(
         t = tl.load(pooled + batch * pooled_batch + at, mask=valid[:, None] & label_valid, other=0.0)
         total += t * (global_share / (cell_height * cell_width).to(tl.float32))[:, None]
 
-    at = batch * tokens * labels + rows[:, None] * labels + label[None, :]
+    at = batch * height * width * labels + rows[:, None] * labels + label[None, :]
     mask = valid[:, None] & label_valid
     if RESTART:
         total += restart_share * tl.load(seeds + at, mask=mask, other=0.0).to(tl.float32)
