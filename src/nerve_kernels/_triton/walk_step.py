@@ -275,7 +275,8 @@ def _blocks(weights: list[Tensor], tiling: Tiling, labels: int) -> tuple[int, in
     on_tensor_cores = any(is_low_precision(part) or dot_precision(part) == "tf32" for part in weights)
     if slots <= 64:
         small = slots * labels <= 2048
-        return 32, 64 if small else 32, 4 if on_tensor_cores else 8, 3 if small else 2
+        widened = any(part.dtype == torch.float16 for part in weights)  # to TF32, which takes twice the registers
+        return 32, 64 if small and not widened else 32, 4 if on_tensor_cores else 8, 3 if small else 2
     inner = 32 if on_tensor_cores else 16
     return inner, inner, 8, 2
 
