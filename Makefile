@@ -112,7 +112,7 @@ package-check: $(VENV)/.stamp-release ## build wheel and sdist, install the whee
 	  "$$(ls build/package/dist/*.whl)[segmentation]" hypothesis pytest pytest-xdist torchmetrics scikit-image networkx scipy ninja
 	@echo "== running $(PACKAGE_TESTS) against it"
 	@mkdir -p $(OUTSIDE) && cp -r tests pyproject.toml $(OUTSIDE)
-	@cd $(OUTSIDE) && env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin:/usr/bin:/bin" CXX=/nowhere $(ONE_THREAD) \
+	@cd $(OUTSIDE) && env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin" CXX=/nowhere $(ONE_THREAD) \
 	  ../venv/bin/python -m pytest -q -n $(JOBS) -m 'not gpu' -p no:cacheprovider $(PACKAGE_TESTS)
 
 clean: ## remove builds, caches and demo/, but not .venv

@@ -100,6 +100,8 @@ def _command(program: str, module: str, arguments: Sequence[str] | None) -> int:
         if not hasattr(error, "format_message"):
             raise
         _leave(program, error.format_message(), getattr(error, "exit_code", 2))
+    if code == 130:  # what newer typers make of an interrupt
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 

@@ -99,9 +99,11 @@ def _check_values(seeds: Tensor, affinity: Affinity | Tensor, *, stochastic: boo
             f"seeds: tol needs seeds in [0, 1], got values in [{seeds.min().item():.4g}, {seeds.max().item():.4g}]; "
             "normalise them or give steps instead of tol"
         )
-    ones = torch.ones((1, seeds.shape[1], 1), dtype=torch.float32, device=seeds.device)
-    sums = affinity.to(ones.dtype) @ ones if isinstance(affinity, Tensor) else affinity @ ones
     stored = affinity.dtype if isinstance(affinity, Tensor) else _lowest_dtype(affinity)
+    # float32 sums would be too coarse for what float64 rows are held to
+    dtype = torch.float64 if stored == torch.float64 else torch.float32
+    ones = torch.ones((1, seeds.shape[1], 1), dtype=dtype, device=seeds.device)
+    sums = affinity.to(dtype) @ ones if isinstance(affinity, Tensor) else affinity @ ones
     if (sums - 1).abs().max() > STOCHASTIC_TOLERANCE[stored]:
         raise ValueError(
             f"affinity: tol needs rows that sum to 1, got sums in [{sums.min().item():.6g}, {sums.max().item():.6g}]; "

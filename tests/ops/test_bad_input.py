@@ -138,6 +138,12 @@ def test_check_accepts_what_is_right():
     stochastic = nk.LocalAffinity.from_dense(torch.ones(1, 12, 12), grid=(3, 4), window=3)
     expected = nk.random_walk(SEEDS, stochastic, alpha=0.5, tol=0.01)
     assert torch.equal(nk.random_walk(SEEDS, stochastic, alpha=0.5, tol=0.01, check=True), expected)
+    matrix = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(-1)
+    for exact in (
+        matrix,
+        nk.LocalAffinity.from_dense(matrix, grid=(3, 4), window=3),
+    ):  # their rows are summed in float64 too
+        assert nk.random_walk(SEEDS.double(), exact, alpha=0.5, tol=0.01, check=True).shape == SEEDS.shape
     half = stochastic.to(torch.bfloat16)
     assert nk.random_walk(SEEDS, half, alpha=0.5, tol=0.01, check=True).shape == SEEDS.shape
 

@@ -21,6 +21,13 @@ def test_exif_rotation_is_applied(tmp_path):
     assert reread(picture, tmp_path, "turned.jpg", exif=exif).size == (20, 40)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_tiffs_are_turned_upright(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert reread(Image.new(mode, (40, 20)), tmp_path, "turned.tif", exif=exif).size == (20, 40)
+
+
 def test_transparency_is_laid_on_white(tmp_path):
     clear = Image.new("RGBA", (3, 2), (200, 0, 0, 0))
     assert reread(clear, tmp_path, "clear.png").getpixel((0, 0)) == (255, 255, 255)

@@ -208,11 +208,12 @@ def segment(
         check_output(out, stems, files)
     if save_config is not None:
         save_settings(in_force, save_config)
+    # Before anything is said: what is wrong with the options is then all that is said.
+    pipeline = load(preset, diffusion, clip, device, dtype, in_force) if files else None
     report = Report(quiet=quiet, as_json=as_json, explain=explain)
     for complaint in complaints:
         report.failed(complaint)
-    if files:
-        pipeline = load(preset, diffusion, clip, device, dtype, in_force)
+    if pipeline is not None:
         _segment_all(pipeline, files, words, stems, side_by_side=side_by_side, report=report)
     if report.failures:
         raise typer.Exit(1)

@@ -61,7 +61,8 @@ def load_picture(picture: PictureLike) -> Image.Image:
     if not path.is_file():  # reading from a pipe or a device may never end
         raise NotAPictureError(f"{path}: not a file")
     try:
-        with Image.open(path, formats=readable_formats()) as opened:
+        # As a stream: of a path Pillow maps grey TIFFs into memory, and forgets to turn them upright.
+        with path.open("rb") as stream, Image.open(stream, formats=readable_formats()) as opened:
             opened.load()
             return _to_rgb(opened)
     except Image.DecompressionBombError as error:
