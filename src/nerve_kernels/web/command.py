@@ -64,6 +64,7 @@ def make_page(options: argparse.Namespace) -> Page:
     from ..segmentation.pipeline import NervePipeline
     from ..segmentation.quiet import quiet_libraries
     from .page import Page
+    from .scenes import known_words
     from .workbench import Workbench
 
     preset = PRESETS[options.preset]
@@ -82,7 +83,8 @@ def make_page(options: argparse.Namespace) -> Page:
 
     workbench = Workbench(load)
     workbench.start_loading()
-    return Page(workbench, config)
+    embedded = options.preset == "embedded" and not (options.diffusion or options.clip)
+    return Page(workbench, config, known_words() if embedded else "")
 
 
 def launch(page: Page, *, host: str, port: int | None, open_browser: bool = False) -> Any:

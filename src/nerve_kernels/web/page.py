@@ -18,7 +18,7 @@ from ..segmentation.config import NerveConfig
 from . import snippets
 from .affinity_rows import draw_row
 from .limits import LARGEST_FILE, MOST_STEPS, WIDEST_WINDOW, RefusedError, read_upload
-from .scenes import known_words, scenes
+from .scenes import scenes
 from .workbench import Workbench
 
 INTRODUCTION = """
@@ -27,6 +27,10 @@ INTRODUCTION = """
 Stable Diffusion's attention says **which parts of a picture belong together**; CLIP says, badly, **what they might be**;
 a random walk lets the first correct the second.
 """
+SLIDERS_HELP = (
+    "**α** weight of the neighbours in each step (0: CLIP alone) · **β** share of the global affinity · **L** steps of "
+    "the walk · **τ** temperature of the head weights · **window** side of the local affinity, in tokens"
+)
 HEADS_HELP = "Heads whose attention is sharp (low entropy) get a large weight; τ says how large. Weights sum to 100 %."
 JOBS_WAITING = 16
 
@@ -59,11 +63,13 @@ class Page:
     Args:
         workbench: does the work; its models may still be loading.
         config: where the sliders start, and every setting that has no slider.
+        known_words: all that the models know, where that is little.
     """
 
-    def __init__(self, workbench: Workbench, config: NerveConfig) -> None:
+    def __init__(self, workbench: Workbench, config: NerveConfig, known_words: str = "") -> None:
         self.workbench = workbench
         self.config = config
+        self.known_words = known_words
         with gr.Blocks(title="nerve_kernels", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
             self._lay_out()
             self._connect()
@@ -90,6 +96,7 @@ class Page:
         self.gallery = gr.Gallery(
             [scene.picture for scene in scenes()],
             columns=3,
+            height="auto",
             object_fit="cover",
             allow_preview=False,
             interactive=False,
@@ -107,24 +114,20 @@ class Page:
         )
         gr.Markdown("Commas between labels, | between synonyms.", elem_classes="nerve-note")
         self.run_button = gr.Button("Segment", variant="primary", interactive=False, elem_id="run")
-        with gr.Accordion("Words that the embedded models know", open=False):
-            gr.Markdown(known_words(), elem_classes="nerve-note")
+        if self.known_words:
+            with gr.Accordion("The words that these small models know, of drawings only", open=False):
+                gr.Markdown(self.known_words, elem_classes="nerve-note")
         gr.Markdown("### How much is each attention head worth?")
         gr.Markdown(HEADS_HELP, elem_classes="nerve-note")
         self.heads = gr.HTML(elem_id="heads", padding=False)
 
     def _lay_out_results(self) -> None:
         with gr.Row():
-            self.picture, self.before, self.after = (
-                self._lay_out_picture(title, name)
-                for title, name in (
-                    ("the picture", "picture"),
-                    ("CLIP alone", "before"),
-                    ("after the random walk", "after"),
-                )
-            )
+            self.before = self._lay_out_picture("CLIP alone", "before")
+            self.after = self._lay_out_picture("after the random walk", "after")
         with gr.Row():
             self.sliders = self._lay_out_sliders()
+        gr.Markdown(SLIDERS_HELP, elem_classes="nerve-note")
         with gr.Row():
             self.downloads = {
                 "overlay": gr.Button("Download overlay (PNG)", size="sm", interactive=False, elem_id="get-overlay"),
@@ -148,13 +151,13 @@ class Page:
     def _lay_out_sliders(self) -> list[gr.Slider]:
         temperature = round(math.log10(self.config.temperature), 2)
         return [
-            gr.Slider(low, high, start, step=step, label=label, info=info, elem_id=name, min_width=150)
-            for name, low, high, start, step, label, info in (
-                ("alpha", 0, 0.99, self.config.alpha, 0.01, "α", "weight of the neighbours; 0: CLIP alone"),
-                ("beta", 0, 1, self.config.beta, 0.05, "β", "share of the global affinity"),
-                ("steps", 0, MOST_STEPS, self.config.steps, 1, "L", "steps of the walk"),
-                ("temperature", -3, 1, temperature, 0.05, "log₁₀ τ", "small: the sharpest head takes all"),
-                ("window", 1, WIDEST_WINDOW, self.config.window, 2, "window", "of the local affinity, in tokens"),
+            gr.Slider(low, high, start, step=step, label=label, elem_id=name, min_width=150, buttons=[])
+            for name, low, high, start, step, label in (
+                ("alpha", 0, 0.99, self.config.alpha, 0.01, "α"),
+                ("beta", 0, 1, self.config.beta, 0.05, "β"),
+                ("steps", 0, MOST_STEPS, self.config.steps, 1, "L"),
+                ("temperature", -3, 1, temperature, 0.05, "log₁₀ τ"),
+                ("window", 1, WIDEST_WINDOW, self.config.window, 2, "window"),
             )
         ]
 
@@ -162,11 +165,11 @@ class Page:
 
     def _connect(self) -> None:
         every = [
-            self.shown, self.status, self.picture, self.labels, self.run_button, self.after, self.before, self.heads,
+            self.shown, self.status, self.labels, self.run_button, self.after, self.before, self.heads,
             self.rows_text, *self.rows, *self.downloads.values(),
         ]  # fmt: skip
         quiet: dict[str, Any] = {"outputs": every, "api_visibility": "private", "show_progress": "hidden"}
-        working = quiet | {"concurrency_id": "work", "show_progress": "minimal"}
+        working = quiet | {"concurrency_id": "work"}
         settings = self.sliders
         self.blocks.load(self.on_load, settings, concurrency_limit=None, **quiet)
         self.drop_zone.upload(self.on_upload, [self.labels, *settings], **working)
@@ -253,9 +256,9 @@ class Page:
     def _choose(self, picture: Image.Image, labels: str, settings: tuple[float, ...]) -> Iterator[Changes]:
         middle = (picture.width // 2, picture.height // 2)
         shown = Shown(self.workbench.add(picture), labels, pixel=middle)
-        cleared = {part: None for part in (self.after, self.before, *self.rows)}
+        cleared = dict.fromkeys((self.before, self.after), picture) | dict.fromkeys(self.rows)
         words = "Stable Diffusion and CLIP are looking at the picture …"
-        start = {self.shown: shown, self.picture: picture, self.labels: labels, self.heads: "", self.rows_text: ""}
+        start: Changes = {self.shown: shown, self.labels: labels, self.heads: "", self.rows_text: ""}
         if not labels.strip():
             yield start | cleared | {self.status: snippets.status("ready", "Now type what to look for in it.")}
             return

@@ -75,7 +75,7 @@ STYLE = """
 .nerve-bars .bar { background: var(--color-accent); border-radius: 4px; height: 14px; min-width: 2px; }
 .nerve-bars .layer { grid-column: 1 / -1; font-weight: 600; margin-top: 6px; overflow-wrap: anywhere; }
 #scenes { min-height: 0; }
-#scenes .grid-wrap { max-height: none; }
+#scenes .grid-wrap { max-height: none; min-height: 0; height: auto; }
 .nerve-title, .nerve-note { margin: 0 !important; }
 .nerve-note { font-size: 13px; opacity: .8; }
 .nerve-note * { font-size: inherit !important; }
