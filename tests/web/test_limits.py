@@ -30,7 +30,7 @@ def test_pixels_are_counted_before_they_are_decoded(size, monkeypatch):
 
 def test_too_large_a_file_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(limits.base64, "b64decode", lambda *a, **o: pytest.fail("unpacked"))
-    with pytest.raises(RefusedError, match="This file is too large. Wanted at most 12 MB"):
+    with pytest.raises(RefusedError, match=r"This file is too large\. Wanted at most 12 MB"):
         read_upload("data:image/png;base64," + "A" * (limits.LARGEST_FILE * 4 // 3 + 100))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from PIL import Image, ImageDraw
 
-from ..affinity import LocalAffinity, LowRankAffinity
-from ..grids import cell_of_token, window_neighbours
+from nerve_kernels.affinity import LocalAffinity, LowRankAffinity
+from nerve_kernels.grids import cell_of_token, window_neighbours
 
 SHORTEST_SIDE = 256
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..segmentation.extras import MissingExtraError, require_extra
-from ..segmentation.presets import DEFAULT_PRESET, PRESETS, find_preset
+from nerve_kernels.segmentation.extras import MissingExtraError, require_extra
+from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:
     from .page import Page
@@ -60,9 +60,10 @@ def make_page(options: argparse.Namespace) -> Page:
     """The page, with its models loading in the background."""
     # Before gradio is imported: it then asks nobody for its latest version and reports nothing.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from ..segmentation.config import NerveConfig
-    from ..segmentation.pipeline import NervePipeline
-    from ..segmentation.quiet import quiet_libraries
+    from nerve_kernels.segmentation.config import NerveConfig
+    from nerve_kernels.segmentation.pipeline import NervePipeline
+    from nerve_kernels.segmentation.quiet import quiet_libraries
+
     from .page import Page
     from .scenes import known_words
     from .workbench import Workbench

@@ -6,10 +6,10 @@ import base64
 import binascii
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..segmentation.config import NerveConfig
-from ..segmentation.pictures import load_picture
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.pictures import load_picture
 
 LARGEST_FILE = 12 * 2**20
 MOST_PIXELS = 40_000_000
@@ -75,7 +75,7 @@ def read_picture(content: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError:
         raise RefusedError(f"This picture has too many pixels. Wanted at most {_millions(MOST_PIXELS)}.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise RefusedError(f"This file is not a picture that can be read here. Wanted {names}.") from None
     except MemoryError:

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 import nerve_kernels as nk
+from nerve_kernels.grids import Grid
+from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.pipeline import NervePipeline
+from nerve_kernels.segmentation.result import Segmentation
+from nerve_kernels.segmentation.seeds import resize_seeds
+from nerve_kernels.segmentation.upsampling import best_labels
 
-from ..grids import Grid
-from ..segmentation.config import NerveConfig
-from ..segmentation import ImageFeatures
-from ..segmentation.pipeline import NervePipeline
-from ..segmentation.result import Segmentation
-from ..segmentation.seeds import resize_seeds
-from ..segmentation.upsampling import best_labels
 from .affinity_rows import affinity_row
 
 FEATURES = "Stable Diffusion and CLIP look at the picture"
@@ -188,7 +188,8 @@ class OpenedPicture:
         grid = self._grid()
         with self._timed(WALK):
             planes = before.token_probabilities
-            seeds = resize_seeds(planes.flatten(1).T.to(affinity.device), tuple(planes.shape[1:]), grid)
+            rows = planes.flatten(1).T.to(affinity.device)
+            seeds = resize_seeds(rows, (planes.shape[1], planes.shape[2]), grid)
             walked = nk.random_walk(seeds, affinity, alpha=config.alpha, steps=config.steps, backend=config.backend)
             planes = walked.T.reshape(-1, *grid)
             label_map = best_labels(

@@ -14,7 +14,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..segmentation.config import NerveConfig
+from nerve_kernels.segmentation.config import NerveConfig
+
 from . import snippets
 from .affinity_rows import draw_row
 from .limits import LARGEST_FILE, MOST_STEPS, WIDEST_WINDOW, RefusedError, read_upload
@@ -24,8 +25,8 @@ from .workbench import Workbench
 INTRODUCTION = """
 # Words in, masks out: nothing is trained
 
-Stable Diffusion's attention says **which parts of a picture belong together**; CLIP says, badly, **what they might be**;
-a random walk lets the first correct the second.
+Stable Diffusion's attention says **which parts of a picture belong together**; CLIP says, badly, **what they might
+be**; a random walk lets the first correct the second.
 """
 SLIDERS_HELP = (
     "**α** weight of the neighbours in each step (0: CLIP alone) · **β** share of the global affinity · **L** steps of "

@@ -8,8 +8,8 @@ from functools import cache
 
 from PIL import Image
 
-from ..evaluation.datasets import EmbeddedScenes
-from ..segmentation.presets import EMBEDDED_FOLDER
+from nerve_kernels.evaluation.datasets import EmbeddedScenes
+from nerve_kernels.segmentation.presets import EMBEDDED_FOLDER
 
 FROM_TEST_SPLIT = (3, 120, 150)
 

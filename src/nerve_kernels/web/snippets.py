@@ -119,7 +119,8 @@ def head_bars(heads: Sequence[HeadWeight]) -> str:
     """A bar for each attention head, layer by layer; of very many, the heaviest.
 
     Example:
-        >>> "62.0 %" in head_bars([HeadWeight("mid.attn1", 20, 0, 0.62, 0.5), HeadWeight("mid.attn1", 20, 1, 0.38, 0.9)])
+        >>> heads = [HeadWeight("mid.attn1", 20, 0, 0.62, 0.5), HeadWeight("mid.attn1", 20, 1, 0.38, 0.9)]
+        >>> "62.0 %" in head_bars(heads)
         True
     """
     kept = sorted(heads, key=lambda head: -head.weight)[:MOST_BARS]

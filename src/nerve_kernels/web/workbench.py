@@ -12,8 +12,9 @@ from typing import Literal
 
 from PIL import Image
 
-from ..segmentation.config import NerveConfig
-from ..segmentation.pipeline import NervePipeline
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.pipeline import NervePipeline
+
 from .limits import RefusedError, check_labels, check_settings
 from .opened_picture import HeadWeight, OpenedPicture, Outcome, TokenRows
 
