@@ -151,10 +151,10 @@ def test_a_slider_runs_the_walk_only(visitor):
     assert "affinity" not in banner
     visitor.wait_for_change("after", before)
     assert visitor.picture("before") == alone
-    handle = visitor.tab.locator("#beta input[type=range]")
+    handle = visitor.tab.locator("#window input[type=range]")
     handle.focus()
     handle.press("ArrowRight")
-    visitor.wait_for_status("Ran: global affinity")
+    assert "global affinity" not in visitor.wait_for_status("Ran: local affinity")
 
 
 def test_a_click_moves_the_rows(visitor):
