@@ -67,7 +67,8 @@ def draw_rows(features: ImageFeatures, local: nk.LocalAffinity, coarse: nk.LowRa
     rows = [affinity_row(part, TOKEN[0] * width + TOKEN[1]).view(height, width) for part in (local, coarse)]
     rows.append(0.5 * rows[0] + 0.5 * rows[1])
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
-    for axis, row, title in zip(axes, rows, ("local, window 11", "global, 16 × 16 cells", "mixed, β = 0.5"), strict=True):
+    titles = ("local, window 11", "global, 16 × 16 cells", "mixed, β = 0.5")
+    for axis, row, title in zip(axes, rows, titles, strict=True):
         axis.imshow(draw_row(row, TOKEN, features.picture))
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()

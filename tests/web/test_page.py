@@ -9,10 +9,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from tests.web.conftest import as_bytes, data_url
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
+gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
 
 from nerve_kernels.web import snippets
 from nerve_kernels.web.command import main
@@ -87,6 +88,7 @@ def test_bad_labels_and_no_picture_are_said(page):
         answer = page.on_run(shown, labels, *SETTINGS)
         assert list(answer) == [page.status]
         assert words in answer[page.status]
+    assert "needs a number" in page.on_slider(shown, None, *SETTINGS[1:])[page.status]
     assert "alpha: got 1.5" in page.on_slider(shown, 1.5, *SETTINGS[1:])[page.status]
     assert "window: got 4" in page.on_slider(shown, *SETTINGS[:4], 4)[page.status]
 
@@ -113,6 +115,25 @@ def test_downloads_are_what_is_shown(page):
     summary = json.loads(content("summary"))
     assert [row["label"] for row in summary["labels"]] == scenes()[0].labels.split(", ")
     assert summary["config"]["alpha"] == 0.8
+
+
+def test_a_picture_let_go_of_is_said_when_it_is_asked_for(page):
+    *_, last = page.on_load(*SETTINGS)
+    for i in range(8):
+        page.workbench.add(Image.new("RGB", (8, 8), (i, 0, 0)))
+    assert "no longer held" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
+    assert "no longer held" in page.on_click(event(index=[1, 1]), last[page.shown])[page.status]
+    with pytest.raises(gradio.Error, match="no longer held"):
+        page.download_maker("overlay")(last[page.shown])
+
+
+def test_memory_that_runs_out_is_said(page, monkeypatch):
+    def run_out(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    *_, last = page.on_load(*SETTINGS)
+    monkeypatch.setattr(page.workbench, "segment", run_out)
+    assert "not enough memory for this picture" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
 
 
 def test_nothing_from_outside_becomes_markup():

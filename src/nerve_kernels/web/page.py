@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image
 
 from nerve_kernels.segmentation.config import NerveConfig
@@ -34,6 +35,8 @@ SLIDERS_HELP = (
 )
 HEADS_HELP = "Heads whose attention is sharp (low entropy) get a large weight; τ says how large. Weights sum to 100 %."
 JOBS_WAITING = 16
+# What labels, pictures and settings can bring about; anything else is a fault of the program.
+EXPECTED = (ValueError, TypeError, RuntimeError, MemoryError)
 
 Changes = dict[Any, Any]
 
@@ -235,7 +238,7 @@ class Page:
                 return {self.rows_text: "That was the legend: click on the picture above it."}
             shown = replace(shown, pixel=pixel)
             return {self.shown: shown, **self._rows(shown)}
-        except (ValueError, TypeError, RuntimeError) as error:
+        except EXPECTED as error:
             return self._refusal(error)
 
     def download_maker(self, kind: str) -> Callable[[Shown], dict[str, str]]:
@@ -243,7 +246,10 @@ class Page:
 
         def make(shown: Shown) -> dict[str, str]:
             assert shown.config is not None  # the buttons come to life with the first result
-            drawn = self.workbench.segment(shown.key, shown.labels, shown.config).after
+            try:
+                drawn = self.workbench.segment(shown.key, shown.labels, shown.config).after
+            except EXPECTED as error:
+                raise gr.Error(str(error), print_exception=False) from None
             if kind == "summary":
                 content = drawn.segmentation.summary() | {"config": asdict(shown.config)}
                 return _file("nerve.json", "application/json", (json.dumps(content, indent=2) + "\n").encode())
@@ -268,8 +274,10 @@ class Page:
 
     def _run(self, shown: Shown, settings: tuple[float, ...]) -> Changes:
         start = time.perf_counter()
-        alpha, beta, steps, temperature, window = settings
         try:
+            if None in settings:  # a number's field was emptied
+                raise RefusedError("Every setting needs a number.")
+            alpha, beta, steps, temperature, window = settings
             config = self.config.replace(
                 alpha=alpha, beta=beta, steps=int(steps), temperature=slider_to_temperature(temperature),
                 window=int(window),
@@ -278,7 +286,7 @@ class Page:
             outcome = self.workbench.segment(shown.key, shown.labels, config)
             heads = self.workbench.head_weights(shown.key, config)
             rows = self._rows(shown)
-        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        except EXPECTED as error:
             return self._refusal(error)
         words = snippets.stage_times(outcome.seconds, time.perf_counter() - start)
         alive = gr.Button(interactive=True)
@@ -311,16 +319,9 @@ class Page:
 
     def _refusal(self, error: Exception) -> Changes:
         words = str(error).strip() or type(error).__name__
-        if isinstance(error, (torch_out_of_memory(), MemoryError)):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             words = "There is not enough memory for this picture with these settings. Try a smaller picture."
         return {self.status: snippets.status("error", words)}
-
-
-def torch_out_of_memory() -> type[Exception]:
-    """The error torch raises when a device's memory is used up."""
-    import torch
-
-    return torch.OutOfMemoryError
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -79,6 +79,7 @@ STYLE = """
 .nerve-title, .nerve-note { margin: 0 !important; }
 .nerve-note { font-size: 13px; opacity: .8; }
 .nerve-note * { font-size: inherit !important; }
+.min_value, .max_value { display: none; }
 #after img { cursor: crosshair; }
 footer { display: none !important; }
 """
