@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from tests.web.conftest import as_bytes, data_url
 
-gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
+
+import gradio
 
 from nerve_kernels.web import snippets
 from nerve_kernels.web.command import main
