@@ -138,6 +138,11 @@ def test_memory_that_runs_out_is_said(page, monkeypatch):
     assert "not enough memory for this picture" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
 
 
+def test_no_endpoint_is_offered_to_programs(page):
+    assert page.blocks.get_api_info()["named_endpoints"] == {}
+    assert page.blocks.get_api_info()["unnamed_endpoints"] == {}
+
+
 def test_nothing_from_outside_becomes_markup():
     assert "<img" not in snippets.head_bars([HeadWeight("<img src=x>", 1, 0, 1.0, 0.5)])
     assert "<b>" not in snippets.status("error", "<b>", "<b>")

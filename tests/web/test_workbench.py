@@ -1,4 +1,6 @@
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -136,6 +138,23 @@ def test_only_the_latest_pictures_are_held(workbench):
     for wrong in (None, "", {"path": "/etc/passwd"}):
         with pytest.raises(RefusedError, match="Drop a picture"):
             workbench.opened(wrong)
+
+
+def test_jobs_run_one_at_a_time(workbench, config, monkeypatch):
+    running, most = 0, 0
+
+    def run(self, labels, config):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+
+    monkeypatch.setattr(stages.OpenedPicture, "segment", run)
+    keys = [workbench.add(scene.picture) for scene in scenes()]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(pool.map(lambda key: workbench.segment(key, WORDS, config), keys * 3))
+    assert (running, most) == (0, 1)
 
 
 def test_the_same_picture_is_opened_once(workbench):
