@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -19,6 +16,7 @@ from nerve_kernels.segmentation.config import NerveConfig
 
 from . import snippets
 from .affinity_rows import draw_row
+from .downloads import labels_file, overlay_file, summary_file
 from .limits import LARGEST_FILE, MOST_STEPS, WIDEST_WINDOW, RefusedError, read_upload
 from .scenes import scenes
 from .workbench import Workbench
@@ -251,10 +249,8 @@ class Page:
             except EXPECTED as error:
                 raise gr.Error(str(error), print_exception=False) from None
             if kind == "summary":
-                content = drawn.segmentation.summary() | {"config": asdict(shown.config)}
-                return _file("nerve.json", "application/json", (json.dumps(content, indent=2) + "\n").encode())
-            picture = drawn.overlay if kind == "overlay" else drawn.segmentation.indexed()
-            return _file(f"nerve_{kind}.png", "image/png", _png(picture))
+                return summary_file(drawn.segmentation, shown.config)
+            return overlay_file(drawn.overlay) if kind == "overlay" else labels_file(drawn.segmentation)
 
         return make
 
@@ -322,13 +318,3 @@ class Page:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             words = "There is not enough memory for this picture with these settings. Try a smaller picture."
         return {self.status: snippets.status("error", words)}
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _file(name: str, media_type: str, content: bytes) -> dict[str, str]:
-    return {"name": name, "url": f"data:{media_type};base64,{base64.b64encode(content).decode()}"}
