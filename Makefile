@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-quick verify gpu-check quality fuzz audit package-check clean
+.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz audit package-check clean
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +45,16 @@ $(VENV)/.stamp-release: $(VENV)/.stamp-dev
 	@$(PIP) --no-build-isolation --editable '.[release]'
 	@touch $@
 
+$(VENV)/.stamp-web: $(VENV)/.stamp-package
+	@echo "== installing the page's libraries: [web]"
+	@$(PIP) --no-build-isolation --editable '.[web]'
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-package
+	@echo "== installing what builds the documentation: [docs]"
+	@$(PIP) --no-build-isolation --editable '.[docs]'
+	@touch $@
+
 # ---- what users run -----------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.stamp-package ## segment the pictures shipped with the package; overlays go to demo/
@@ -52,17 +62,31 @@ demo: $(VENV)/.stamp-package ## segment the pictures shipped with the package; o
 	@$(BIN)/nerve-segment $(DEMO_SCENES) --out demo
 	@echo "== look at the overlays in demo/"
 
+web: $(VENV)/.stamp-web ## a page to play with, on this machine only
+	@$(BIN)/nerve-web
+
 # ---- what developers run ------------------------------------------------------------------------------------------
 
 test: $(VENV)/.stamp-dev ## all tests that need no GPU, and the examples in the docstrings
 	@echo "== tests and docstring examples, $(JOBS) processes of one thread each"
-	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m 'not gpu' --doctest-modules src/nerve_kernels tests
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m 'not gpu and not browser' \
+	  --doctest-modules src/nerve_kernels tests
+
+web-test: $(VENV)/.stamp-dev ## the page in a real Chromium (skips, and says so, where there is none)
+	@echo "== the page in a headless Chromium"
+	@$(PIP) --no-build-isolation --editable '.[web-test]'
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -rs -m browser tests/web/test_browser.py
 
 lint: $(VENV)/.stamp-dev ## ruff (rules and formatting) and mypy
 	@echo "== ruff check, ruff format, mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(VENV)/.stamp-docs ## the documentation, into site/; warnings are errors
+	@echo "== building site/"
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "== open site/index.html"
 
 bench: $(VENV)/.stamp-dev ## every operation against its peers, under 15 minutes: table, benchmarks/results/cpu.csv, plots
 	@echo "== benchmarks, $(JOBS) threads"
@@ -115,8 +139,9 @@ package-check: $(VENV)/.stamp-release ## build wheel and sdist, install the whee
 	@cd $(OUTSIDE) && env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin" CXX=/nowhere $(ONE_THREAD) \
 	  ../venv/bin/python -m pytest -q -n $(JOBS) -m 'not gpu' -p no:cacheprovider $(PACKAGE_TESTS)
 
-clean: ## remove builds, caches and demo/, but not .venv
-	@echo "== removing builds, caches and demo/"
-	@rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev $(VENV)/.stamp-release
+clean: ## remove builds, caches, site/ and demo/, but not .venv
+	@echo "== removing builds, caches, site/ and demo/"
+	@rm -rf build dist demo site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev \
+	  $(VENV)/.stamp-web $(VENV)/.stamp-docs $(VENV)/.stamp-release
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

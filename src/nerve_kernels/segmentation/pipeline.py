@@ -97,7 +97,8 @@ class NervePipeline:
 
         Args:
             name: ``"embedded"``, ``"sd15-clip-b16"`` or ``"sd15-clip-l14"``.
-            device, dtype: as in :meth:`from_pretrained`.
+            device: as in :meth:`from_pretrained`.
+            dtype: as in :meth:`from_pretrained`.
             config: in place of the preset's settings.
 
         Returns:

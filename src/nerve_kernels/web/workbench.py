@@ -1,0 +1,124 @@
+"""What is behind the page: the models, the pictures last opened, and nothing of the page itself."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.pipeline import NervePipeline
+
+from .limits import RefusedError, check_labels, check_settings
+from .opened_picture import HeadWeight, OpenedPicture, Outcome, TokenRows
+
+PICTURES_HELD = 8
+
+
+@dataclass(frozen=True)
+class ModelsState:
+    """Whether the models are there, and if not, why."""
+
+    state: Literal["loading", "ready", "failed"]
+    words: str = ""
+
+
+class Workbench:
+    """Models and pictures of one running page; several visitors share it, one job at a time.
+
+    Pictures are held in memory under the hash of their pixels, the latest ``PICTURES_HELD``; a visitor needs a
+    picture's key, which only who has the picture can compute, to see anything of it.
+
+    Args:
+        load: makes the pipeline; called once, by :meth:`start_loading`.
+    """
+
+    def __init__(self, load: Callable[[], NervePipeline]) -> None:
+        self._load = load
+        self._models: Future[NervePipeline] = Future()
+        self._pictures: OrderedDict[str, OpenedPicture] = OrderedDict()
+        self._holding = threading.Lock()
+        self._working = threading.Lock()
+
+    def start_loading(self) -> None:
+        """Load the models in a thread of their own; returns at once."""
+        threading.Thread(target=self._run_load, name="load-models", daemon=True).start()
+
+    def _run_load(self) -> None:
+        try:
+            self._models.set_result(self._load())
+        except BaseException as error:
+            self._models.set_exception(error)
+
+    def models_state(self, timeout: float = 0.0) -> ModelsState:
+        """Wait up to `timeout` seconds for the models, then say how it stands."""
+        try:
+            error = self._models.exception(timeout)
+        except TimeoutError:
+            return ModelsState("loading")
+        return ModelsState("ready") if error is None else ModelsState("failed", " ".join(str(error).split()))
+
+    def add(self, picture: Image.Image) -> str:
+        """Hold a picture; returns the key by which it is asked for."""
+        content = f"{picture.size}".encode() + picture.tobytes()
+        key = hashlib.sha256(content).hexdigest()
+        with self._holding:
+            self._pictures.setdefault(key, OpenedPicture(self.pipeline, picture))
+            self._pictures.move_to_end(key)
+            if len(self._pictures) > PICTURES_HELD:
+                self._pictures.popitem(last=False)
+        return key
+
+    def opened(self, key: object) -> OpenedPicture:
+        """The picture held under a key.
+
+        Raises:
+            RefusedError: none was chosen, or it has been let go.
+        """
+        if not isinstance(key, str) or not key:
+            raise RefusedError("Drop a picture or choose one of the scenes first.")
+        with self._holding:
+            if key not in self._pictures:
+                raise RefusedError("This picture is no longer held here. Please drop it again.")
+            self._pictures.move_to_end(key)
+            return self._pictures[key]
+
+    def pipeline(self) -> NervePipeline:
+        """The models, with the settings that the sliders start from.
+
+        Raises:
+            RefusedError: they are not there.
+        """
+        state = self.models_state()
+        if state.state == "loading":
+            raise RefusedError("The models are still loading. Try again in a moment.")
+        if state.state == "failed":
+            raise RefusedError(f"The models could not be loaded: {state.words}")
+        return self._models.result()
+
+    def segment(self, key: object, labels: object, config: NerveConfig) -> Outcome:
+        """Segment a held picture by words; see :meth:`OpenedPicture.segment`."""
+        words = check_labels(labels)
+        check_settings(config)
+        opened = self.opened(key)
+        with self._working:
+            return opened.segment(words, config)
+
+    def rows(self, key: object, pixel: tuple[int, int], config: NerveConfig) -> TokenRows:
+        """A token's row of S in a held picture; see :meth:`OpenedPicture.rows`."""
+        check_settings(config)
+        opened = self.opened(key)
+        with self._working:
+            return opened.rows(pixel, config)
+
+    def head_weights(self, key: object, config: NerveConfig) -> list[HeadWeight]:
+        """The heads' weights in a held picture; see :meth:`OpenedPicture.head_weights`."""
+        opened = self.opened(key)
+        with self._working:
+            return opened.head_weights(config)

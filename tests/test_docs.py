@@ -1,0 +1,48 @@
+"""The documentation: each page's Python examples run, top to bottom, and its links and pictures are there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PICTURE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PICTURE, tmp_path / "picture.png")
+    torch.manual_seed(0)
+    scope: dict[str, object] = {}
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        # Empty lines before it, so that an error names the page's own line.
+        code = "\n" * text[: found.start(1)].count("\n") + found[1]
+        exec(compile(code, str(page), "exec"), scope)
+
+
+def test_every_link_leads_somewhere():
+    checked = 0
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
+                checked += 1
+    assert checked > 10
+
+
+def test_every_public_operator_is_in_the_reference():
+    import nerve_kernels as nk
+
+    reference = (DOCS / "reference/operators.md").read_text(encoding="utf-8")
+    missing = [name for name in nk.__all__ if name != "__version__" and f"::: nerve_kernels.{name}\n" not in reference]
+    assert missing == []

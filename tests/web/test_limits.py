@@ -1,0 +1,113 @@
+import asyncio
+
+import pytest
+from PIL import Image
+from tests.web.conftest import as_bytes, data_url, png_claiming
+
+from nerve_kernels.segmentation import NerveConfig
+from nerve_kernels.web import limits
+from nerve_kernels.web.guard import LARGEST_BODY, Guard
+from nerve_kernels.web.limits import RefusedError, check_labels, check_settings, read_upload
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_named_format_is_read(kind):
+    picture = read_upload(data_url(as_bytes(Image.new("RGB", (40, 30), "red"), kind), "text/html"))
+    assert (picture.mode, picture.size) == ("RGB", (40, 30))
+
+
+def test_a_large_picture_is_shrunk_and_keeps_its_aspect():
+    picture = read_upload(data_url(as_bytes(Image.new("L", (3000, 1500)))))
+    assert picture.size == (limits.LONGEST_SIDE, limits.LONGEST_SIDE // 2)
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (8000, 8000), (2**31 - 1, 1), (40_000_001, 1)])
+def test_pixels_are_counted_before_they_are_decoded(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(RefusedError, match="40 million pixels"):
+        read_upload(data_url(png_claiming(*size)))
+
+
+def test_too_large_a_file_is_refused_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr(limits.base64, "b64decode", lambda *a, **o: pytest.fail("unpacked"))
+    with pytest.raises(RefusedError, match=r"This file is too large\. Wanted at most 12 MB"):
+        read_upload("data:image/png;base64," + "A" * (limits.LARGEST_FILE * 4 // 3 + 100))
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (None, "No picture came"),
+        ({"path": "/etc/passwd"}, "No picture came"),
+        ("/etc/passwd", "No picture came"),
+        ("data:image/png;base64,@@@@", "did not arrive whole"),
+        (data_url(b""), "not a picture"),
+        (data_url(b"plain text"), "not a picture"),
+        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"), "not a picture"),
+        (data_url(as_bytes(Image.effect_noise((64, 64), 50))[:-900]), "This picture is damaged"),
+        (data_url(png_claiming(2000, 2000)), "This picture is damaged"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_words(sent, words):
+    with pytest.raises(RefusedError, match=words):
+        read_upload(sent)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "Type what to look for"),
+        ("  \n", "Type what to look for"),
+        ("x" * 5000, "5000 characters long"),
+        (", ".join(f"word{i}" for i in range(61)), "61 labels and synonyms"),
+        ("|".join(f"word{i}" for i in range(61)), "61 labels and synonyms"),
+        ("cat, " + "y" * 81, "is 81 characters long"),
+    ],
+)
+def test_too_many_or_too_long_labels(text, words):
+    with pytest.raises(RefusedError, match=words):
+        check_labels(text)
+
+
+def test_settings_that_would_take_long():
+    assert check_settings(NerveConfig(steps=100, window=31)).steps == 100
+    with pytest.raises(RefusedError, match="steps L: got 101"):
+        check_settings(NerveConfig(steps=101))
+    with pytest.raises(RefusedError, match="steps L: got None"):
+        check_settings(NerveConfig(steps=None, tolerance=1e-9))
+    with pytest.raises(RefusedError, match="window: got 33"):
+        check_settings(NerveConfig(window=33))
+
+
+def answer(method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:
+    """Status and headers that the guard lets out; what is behind it answers 200."""
+    sent = []
+
+    async def behind(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers.items())}
+    asyncio.run(Guard(behind)(scope, None, send))
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("POST", "/gradio_api/queue/join", {b"content-length": b"500"}, 200),
+        ("POST", "/gradio_api/upload", {b"content-length": b"500"}, 403),
+        ("POST", "/upload/", {b"content-length": b"500"}, 403),
+        ("POST", "/gradio_api/queue/join", {b"content-length": str(LARGEST_BODY + 1).encode()}, 413),
+        ("POST", "/gradio_api/queue/join", {b"content-length": b"-5"}, 413),
+        ("POST", "/gradio_api/queue/join", {b"transfer-encoding": b"chunked"}, 411),
+    ],
+)
+def test_the_guard(method, path, headers, status):
+    seen, sent = answer(method, path, headers)
+    assert seen == status
+    if status == 200:
+        assert sent[b"content-security-policy"].startswith(b"default-src 'self'")

@@ -1,0 +1,171 @@
+"""What the page does when it is touched, without a browser; its looks are tested in test_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from tests.web.conftest import as_bytes, data_url
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
+
+import gradio
+
+from nerve_kernels.web import snippets
+from nerve_kernels.web.command import main
+from nerve_kernels.web.opened_picture import HeadWeight
+from nerve_kernels.web.page import Page, Shown
+from nerve_kernels.web.scenes import scenes
+from nerve_kernels.web.workbench import Workbench
+
+SETTINGS = (0.8, 0.0, 20, -2.3, 11)
+
+
+@pytest.fixture
+def page(workbench) -> Page:
+    return Page(workbench, workbench.pipeline().config)
+
+
+def event(**data: object) -> SimpleNamespace:
+    return SimpleNamespace(_data=data, index=data.get("index"))
+
+
+def test_the_first_scene_is_shown_once_the_models_are_there(page):
+    *_, last = page.on_load(*SETTINGS)
+    assert "Done in" in last[page.status]
+    assert last[page.after].width == last[page.before].width == 720
+    assert last[page.shown].labels == scenes()[0].labels
+    assert all(picture is not None for picture in (last[row] for row in page.rows))
+
+
+def test_loading_and_failing_are_said(workbench):
+    gate = threading.Event()
+
+    def load():
+        gate.wait(60)
+        raise OSError("out of reach <b>")
+
+    bench = Workbench(load)
+    bench.start_loading()
+    page = Page(bench, workbench.pipeline().config)
+    said = page.on_load(*SETTINGS)
+    assert "Loading Stable Diffusion and CLIP" in next(said)[page.status]
+    gate.set()
+    *_, last = said
+    assert "could not be loaded" in last[page.status]
+    assert "out of reach &lt;b&gt;" in last[page.status]
+
+
+def test_an_upload_without_labels_waits_for_them(page):
+    sent = data_url(as_bytes(scenes()[1].picture))
+    (only,) = page.on_upload(event(picture=sent), "  ", *SETTINGS)
+    assert "Now type what to look for" in only[page.status]
+    answer = page.on_run(only[page.shown], scenes()[1].labels, *SETTINGS)
+    assert "Stable Diffusion and CLIP look at the picture" in answer[page.status]
+    assert "pig" in answer[page.shown].labels
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [({"too_large": 50 * 2**20}, "has 50 MB. Wanted at most 12 MB"), ({"picture": "x"}, "No picture"), ({}, "No pic")],
+)
+def test_a_bad_upload_changes_the_status_only(page, sent, words):
+    (only,) = page.on_upload(event(**sent), "cat", *SETTINGS)
+    assert list(only) == [page.status]
+    assert words in only[page.status]
+    assert "error" in only[page.status]
+
+
+def test_bad_labels_and_no_picture_are_said(page):
+    assert "Drop a picture" in page.on_run(Shown(), "cat, dog", *SETTINGS)[page.status]
+    *_, last = page.on_load(*SETTINGS)
+    shown = last[page.shown]
+    for labels, words in (("cat,,dog", "label 2 is empty"), ("", "Type what"), ("cat", "got only"), ("a, a", "twice")):
+        answer = page.on_run(shown, labels, *SETTINGS)
+        assert list(answer) == [page.status]
+        assert words in answer[page.status]
+    assert "needs a number" in page.on_slider(shown, None, *SETTINGS[1:])[page.status]
+    assert "alpha: got 1.5" in page.on_slider(shown, 1.5, *SETTINGS[1:])[page.status]
+    assert "window: got 4" in page.on_slider(shown, *SETTINGS[:4], 4)[page.status]
+
+
+def test_a_slider_and_a_click(page):
+    *_, last = page.on_load(*SETTINGS)
+    answer = page.on_slider(last[page.shown], 0.5, 0.5, 10, 0.0, 7)
+    config = answer[page.shown].config
+    assert (config.alpha, config.beta, config.steps, config.temperature, config.window) == (0.5, 0.5, 10, 1.0, 7)
+    clicked = page.on_click(event(index=[719, 479]), answer[page.shown])
+    assert clicked[page.shown].pixel == (191, 127)
+    assert "row 32, column 48 of 32 × 48" in clicked[page.rows_text]
+    assert "legend" in page.on_click(event(index=[10, 500]), answer[page.shown])[page.rows_text]
+
+
+def test_downloads_are_what_is_shown(page):
+    *_, last = page.on_load(*SETTINGS)
+
+    def content(kind: str) -> bytes:
+        return base64.b64decode(page.download_maker(kind)(last[page.shown])["url"].split(",")[1])
+
+    assert Image.open(io.BytesIO(content("overlay"))).size == last[page.after].size
+    assert Image.open(io.BytesIO(content("labels"))).mode == "P"
+    summary = json.loads(content("summary"))
+    assert [row["label"] for row in summary["labels"]] == scenes()[0].labels.split(", ")
+    assert summary["config"]["alpha"] == 0.8
+
+
+def test_a_picture_let_go_of_is_said_when_it_is_asked_for(page):
+    *_, last = page.on_load(*SETTINGS)
+    for i in range(8):
+        page.workbench.add(Image.new("RGB", (8, 8), (i, 0, 0)))
+    assert "no longer held" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
+    assert "no longer held" in page.on_click(event(index=[1, 1]), last[page.shown])[page.status]
+    with pytest.raises(gradio.Error, match="no longer held"):
+        page.download_maker("overlay")(last[page.shown])
+
+
+def test_memory_that_runs_out_is_said(page, monkeypatch):
+    def run_out(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    *_, last = page.on_load(*SETTINGS)
+    monkeypatch.setattr(page.workbench, "segment", run_out)
+    assert "not enough memory for this picture" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
+
+
+def test_no_endpoint_is_offered_to_programs(page):
+    assert page.blocks.get_api_info()["named_endpoints"] == {}
+    assert page.blocks.get_api_info()["unnamed_endpoints"] == {}
+
+
+def test_nothing_from_outside_becomes_markup():
+    assert "<img" not in snippets.head_bars([HeadWeight("<img src=x>", 1, 0, 1.0, 0.5)])
+    assert "<b>" not in snippets.status("error", "<b>", "<b>")
+
+
+def test_of_very_many_heads_the_heaviest_are_shown():
+    heads = [HeadWeight("layer", 1, i, 1 / 100 + i / 1e6, 0.5) for i in range(100)]
+    drawn = snippets.head_bars(heads)
+    assert "The 48 heaviest of 100 heads" in drawn
+    assert "head 100<" in drawn
+    assert "head 1<" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "99999"], "wanted a number from 1 to 65535"),
+        (["--preset", "nothing"], "preset: got 'nothing'"),
+        (["--colour"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_options(arguments, words, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    assert words in capsys.readouterr().err
