@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test web-test lint bench docs verify gpu-check quality clean
+.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz audit package-check clean
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -50,6 +50,11 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-package
 	@$(PIP) --no-build-isolation --editable '.[docs]'
 	@touch $@
 
+$(VENV)/.stamp-release: $(VENV)/.stamp-dev
+	@echo "== installing the tools for releases: [release]"
+	@$(PIP) --no-build-isolation --editable '.[release]'
+	@touch $@
+
 # ---- what users run -----------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.stamp-package ## segment the pictures shipped with the package; overlays go to demo/
@@ -83,44 +88,60 @@ docs: $(VENV)/.stamp-docs ## the documentation, into site/; warnings are errors
 	@$(BIN)/mkdocs build --strict --quiet
 	@echo "== open site/index.html"
 
-bench: $(VENV)/.stamp-dev ## microbenchmarks against the alternatives
+bench: $(VENV)/.stamp-dev ## every operation against its peers, under 15 minutes: table, benchmarks/results/cpu.csv, plots
 	@echo "== benchmarks, $(JOBS) threads"
-	@OMP_NUM_THREADS=$(JOBS) $(BIN)/python -m pytest -q benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
-	  --benchmark-only --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
+	@$(BIN)/python -m benchmarks run --threads $(JOBS)
+
+bench-quick: $(VENV)/.stamp-dev ## one size of each operation, under 2 minutes; OLD=file.csv also compares with it
+	@echo "== quick benchmarks, $(JOBS) threads"
+	@$(BIN)/python -m benchmarks run --quick --threads $(JOBS)
+	@$(if $(OLD),$(BIN)/python -m benchmarks compare $(OLD) build/benchmarks/quick.csv)
 
 quality: $(VENV)/.stamp-dev ## mIoU of the embedded models; writes benchmarks/results/embedded_quality.csv
 	@echo "== evaluating the embedded models on the scenes shipped with the package"
 	@$(BIN)/python -m benchmarks.quality
 
-# The slow checks of native and GPU code. Today: every Triton kernel compiles for every GPU without a fault; the C++ of csrc/cpu/ compiles without a warning, and its tests pass under
-# AddressSanitizer and UndefinedBehaviorSanitizer (which Python itself is not built with, hence the preloading).
-SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-NATIVE_TESTS := tests/ops/test_window_product_cpp.py tests/ops/test_attention_cpp.py
-verify: $(VENV)/.stamp-dev ## GPU kernels compiled for every target; native code: its tests under sanitizers, warnings are errors
-	@echo "== compiling every Triton kernel for every GPU; benchmarks/results/gpu_static.csv (minutes)"
-	@$(ONE_THREAD) $(BIN)/python -m benchmarks.gpu_static --jobs $(JOBS)
-	@command -v g++ > /dev/null || { echo "error: make verify needs g++ and its sanitizer libraries"; exit 1; }
-	@echo "== compiling csrc/ with -Werror and sanitizers into build/verify"
-	@rm -rf build/verify
-	@CXX=g++ CXXFLAGS="-Werror $(SANITIZED)" $(BIN)/python setup.py -q build --build-base build/verify
-	@ls build/verify/lib*/nerve_kernels/_C*.so > /dev/null || { echo "error: csrc/ did not compile, see above"; exit 1; }
-	@echo "== tests of the native ops under the sanitizers"
-	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$$(echo build/verify/lib*)" OMP_NUM_THREADS=$(JOBS) \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE_TESTS)
+verify: $(VENV)/.stamp-dev ## native and GPU code, all that can be proved without a GPU (needs g++ and nvcc); ends in a table
+	@JOBS=$(JOBS) $(BIN)/python -m benchmarks.verify
 
-gpu-check: $(VENV)/.stamp-dev ## tests marked gpu; without a GPU it says so and lists them
-	@echo "== tests that need a GPU"
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-	  $(BIN)/python -m pytest -q -m gpu tests; \
-	else \
-	  echo "no GPU visible to torch: nothing can be run; these tests would be:"; \
-	  $(BIN)/python -m pytest -q -m gpu --collect-only tests; \
-	fi
+# An environment that is there is used; else $(PYTHON) if it has torch and pytest (a GPU machine without network has
+# them from its image); else an environment is made.
+gpu-check: ## build, tests, sanitizers, CUDA graphs and benchmarks on a GPU in 8 minutes; without one, a dry run
+	@if test -e $(VENV)/.stamp-dev; then python=$(BIN)/python; \
+	elif $(PYTHON) -c 'import torch, pytest' 2> /dev/null; then python=$(PYTHON); \
+	else $(MAKE) --no-print-directory $(VENV)/.stamp-dev && python=$(BIN)/python; fi && \
+	$$python -m benchmarks.gpu_check
+
+FUZZ_EXAMPLES ?= 2000
+fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and calls of every operator, right and wrong
+	@echo "== $(FUZZ_EXAMPLES) examples of each test in tests/fuzz, $(JOBS) processes"
+	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
+
+audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
+	@echo "== looking up constraints.txt"
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+# The wheel is made from the source distribution, so both are proved; the tests run where neither sources nor compiler are.
+PACKAGE_TESTS ?= tests/ops tests/cli tests/segmentation tests/packaging/test_extension_symbols.py
+OUTSIDE := build/package/outside
+package-check: $(VENV)/.stamp-release ## build wheel and sdist, install the wheel without a compiler, run the tests on it
+	@rm -rf build/package
+	@echo "== building the source distribution, and the wheel from it"
+	@$(BIN)/python -m build --no-isolation --outdir build/package/dist . > build/package.log || { cat build/package.log; exit 1; }
+	@$(BIN)/twine check --strict build/package/dist/*
+	@echo "== installing the wheel into a clean environment, without a compiler"
+	@$(PYTHON) -m venv build/package/venv
+	@env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin" $$(env | grep -E '^(PIP_|SSL_|https?_proxy)') \
+	  python -m pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary :all: \
+	  "$$(ls build/package/dist/*.whl)[segmentation]" hypothesis pytest pytest-xdist torchmetrics scikit-image networkx scipy ninja
+	@echo "== running $(PACKAGE_TESTS) against it"
+	@mkdir -p $(OUTSIDE) && cp -r tests pyproject.toml $(OUTSIDE)
+	@cd $(OUTSIDE) && env -i HOME="$$HOME" PATH="$(CURDIR)/build/package/venv/bin:/usr/bin:/bin" CXX=/nowhere $(ONE_THREAD) \
+	  ../venv/bin/python -m pytest -q -n $(JOBS) -m 'not gpu' -p no:cacheprovider $(PACKAGE_TESTS)
 
 clean: ## remove builds, caches, site/ and demo/, but not .venv
 	@echo "== removing builds, caches, site/ and demo/"
 	@rm -rf build dist demo site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	@rm -f src/nerve_kernels/*.so src/nerve_kernels/_build_failure.txt $(VENV)/.stamp-package $(VENV)/.stamp-dev \
-	  $(VENV)/.stamp-web $(VENV)/.stamp-docs
+	  $(VENV)/.stamp-release $(VENV)/.stamp-web $(VENV)/.stamp-docs
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -50,28 +50,34 @@ def attention_launches(precision: str, head_size: int) -> dict[str, list[Launch]
     """Launches of the operations on q and k, by name; ``@`` marks those at a size that divides into nothing."""
     dtype, products = PRECISIONS[precision]
     with float32_products(products):
-        return _on_grid(dtype, head_size, GRID, WINDOW, "") | _on_grid(
-            dtype, head_size, UNEVEN_GRID, WIDE_WINDOW, " @ 37 × 37"
+        return on_grid(dtype, head_size, GRID, WINDOW) | on_grid(
+            dtype, head_size, UNEVEN_GRID, WIDE_WINDOW, mark=" @ 37 × 37"
         )
 
 
-def _on_grid(
-    dtype: torch.dtype, head_size: int, grid: tuple[int, int], window: tuple[int, int], mark: str
+def on_grid(
+    dtype: torch.dtype,
+    head_size: int,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    cells: tuple[int, int] = CELLS,
+    mark: str = "",
 ) -> dict[str, list[Launch]]:
+    """Launches on one grid, the names of the operations followed by ``mark``."""
     tokens = grid[0] * grid[1]
     # as the projections of a UNet leave them: (B, N, heads · d), seen as (B, heads, N, d)
     q = _empty(1, tokens, HEADS, head_size, dtype=dtype).transpose(1, 2)
     k, w, lse = torch.empty_like(q), _empty(1, HEADS), _empty(1, HEADS, tokens)
     maps = _empty(1, tokens, tokens, dtype=dtype)
-    values, u = _empty(1, tokens, window[0] * window[1]), _empty(1, tokens, CELLS[0] * CELLS[1])
+    values, u = _empty(1, tokens, window[0] * window[1]), _empty(1, tokens, cells[0] * cells[1])
     scale = head_size**-0.5
-    on_grid = list(grid), list(window)
+    geometry = list(grid), list(window)
     return {
         f"attention_entropy{mark}": [attention_entropy.plan(q, k, scale, lse, lse)],
         f"attention_marginal{mark}": [attention_marginal.plan(q, k, lse, scale, lse)],
         f"fuse_attention{mark}": [fuse_attention.plan(q, k, w, lse, scale, maps)],
-        f"global_affinity{mark}": [global_affinity.plan(q, k, w, lse, list(grid), list(CELLS), scale, u)],
-        f"local_affinity{mark}": local_affinity.plan(q, k, w, lse, *on_grid, scale, True, values),
+        f"global_affinity{mark}": [global_affinity.plan(q, k, w, lse, list(grid), list(cells), scale, u)],
+        f"local_affinity{mark}": local_affinity.plan(q, k, w, lse, *geometry, scale, True, values),
     }
 
 

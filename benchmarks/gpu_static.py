@@ -19,6 +19,7 @@ from typing import Any
 import triton
 from benchmarks.gpu_inspect import SHARED_MEMORY_LIMIT, TARGETS, Compiled, compile_for, rows_allow_wide_loads
 from benchmarks.gpu_launches import HEAD_SIZES, PRECISIONS, attention_launches, map_launches
+from benchmarks.gpu_walk_launches import walk_launches
 
 from nerve_kernels._triton.launch import Launch
 
@@ -27,8 +28,13 @@ Case = tuple[str, int, str]
 
 
 def launches(precision: str, head_size: int) -> Iterator[tuple[str, Launch]]:
-    """Every launch of one case, named by its operation; a head size of 0 means explicit maps."""
-    found = attention_launches(precision, head_size) if head_size else map_launches(PRECISIONS[precision][0])
+    """Every launch of one case, named by its operation; a head size of 0 means explicit maps and the walk."""
+    if head_size:
+        found = attention_launches(precision, head_size)
+    else:
+        found = walk_launches(precision)
+        if precision != "tf32":  # which means nothing to maps
+            found |= map_launches(PRECISIONS[precision][0])
     for operation, several in found.items():
         for launch in several:
             yield operation, launch
@@ -45,7 +51,7 @@ def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> l
     has_dot = "PRECISION" in launch.constants
     if has_dot and precision != "fp32" and not compiled.tensor_core_instructions:
         found.append("no tensor-core instruction")
-    matrix = launch.arguments.get("q", launch.arguments.get("maps"))
+    matrix = next((launch.arguments[name] for name in ("q", "maps", "u") if name in launch.arguments), None)
     if matrix is not None and rows_allow_wide_loads(matrix) and not compiled.loads_of_128_bits:
         found.append("no 128-bit load although rows are aligned")
     return found
@@ -67,13 +73,13 @@ def check(case: Case) -> list[dict[str, Any]]:
 
 
 def cases(targets: list[str], head_sizes: list[int], precisions: list[str]) -> list[Case]:
-    """Every combination; explicit maps have no head size, and TF32 means nothing to them or to AMD."""
+    """Every combination; explicit maps and the walk have no head size, and TF32 means nothing to AMD."""
     return [
         (precision, head_size, target)
         for target in targets
         for precision in precisions
         for head_size in [*head_sizes, 0]
-        if precision != "tf32" or (head_size and TARGETS[target].backend == "cuda")
+        if precision != "tf32" or TARGETS[target].backend == "cuda"
     ]
 
 
@@ -81,7 +87,7 @@ def main() -> int:
     """Write the table; 1 where any kernel has a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--head-sizes", nargs="+", type=int, default=list(HEAD_SIZES))
+    parser.add_argument("--head-sizes", nargs="*", type=int, default=list(HEAD_SIZES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--out", type=Path, default=RESULTS)

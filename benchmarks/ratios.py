@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmarks.bench_window_product import as_csr
+from benchmarks.problems import as_csr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -30,6 +30,8 @@ from nerve_kernels.segmentation.files import write_whole
 
 RESULT = Path(__file__).parent / "results" / "cpu_ratios.csv"
 Function = Callable[[], Tensor]
+Grid = tuple[int, int]
+WALK = "random_walk, 20 steps"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ def attention_pairs(generator: torch.Generator) -> list[Pair]:
 def walk_pairs(generator: torch.Generator) -> list[Pair]:
     """The window product and twenty steps of the mixed walk, window 7."""
     pairs = []
-    for height, width, labels, cells in [(64, 64, 21, 16), (64, 64, 171, 16), (128, 128, 150, 32)]:
+    for height, width, labels, cells in [
+        (64, 64, 21, 16),
+        (64, 64, 171, 16),
+        (128, 128, 150, 32),
+        (256, 256, 19, 32),
+    ]:
         tokens, grid = height * width, (height, width)
         seeds = torch.rand(1, tokens, labels, generator=generator).softmax(-1)
         values = torch.rand(1, tokens, 49, generator=generator)
@@ -76,7 +83,20 @@ def walk_pairs(generator: torch.Generator) -> list[Pair]:
         u = torch.rand(1, tokens, cells * cells, generator=generator)
         u = u / u.sum(-1, keepdim=True)
         sparse, size = as_csr(local.values, grid, (7, 7)), f"{height}×{width}, C = {labels}"
+        mixed = nk.mix(nk.LowRankAffinity(u, grid=grid, cells=cells), local, 0.5)
+        with_cells = f"{size}, cells {cells}²"
+
+        def walk(seeds: Tensor = seeds, mixed: nk.MixedAffinity = mixed) -> Tensor:
+            return nk.random_walk(seeds, mixed, alpha=0.9, steps=20, normalize=False)
+
+        def structured(
+            seeds: Tensor = seeds, sparse: Tensor = sparse, u: Tensor = u, grid: Grid = grid, cells: int = cells
+        ) -> Tensor:
+            return composite(seeds, sparse, u[0], grid, cells)
+
+        pairs.append(Pair(WALK, with_cells, "loop over CSR + pooled U", walk, structured))
         if height == 64:
+            dense = mixed.to_dense()
             pairs.append(
                 Pair(
                     "S_local @ P",
@@ -86,22 +106,30 @@ def walk_pairs(generator: torch.Generator) -> list[Pair]:
                     lambda sparse=sparse, seeds=seeds: (sparse @ seeds[0])[None],
                 )
             )
-        mixed = nk.mix(nk.LowRankAffinity(u, grid=grid, cells=cells), local, 0.5)
-        pairs.append(
-            Pair(
-                "random_walk, 20 steps",
-                f"{size}, cells {cells}²",
-                "loop over CSR + pooled U",
-                lambda seeds=seeds, mixed=mixed: nk.random_walk(seeds, mixed, alpha=0.9, steps=20, normalize=False),
-                lambda seeds=seeds, sparse=sparse, u=u, grid=grid, cells=cells: composite(
-                    seeds, sparse, u[0], grid, cells
-                ),
+            pairs.append(Pair(WALK, with_cells, "loop over dense S", walk, lambda d=dense, s=seeds: dense_walk(s, d)))
+        if height == 128:
+            low = mixed.to(torch.bfloat16)
+            pairs.append(
+                Pair(
+                    f"{WALK}, bfloat16 storage",
+                    with_cells,
+                    "ours, float32 storage",
+                    lambda seeds=seeds, low=low: nk.random_walk(seeds, low, alpha=0.9, steps=20, normalize=False),
+                    walk,
+                )
             )
-        )
     return pairs
 
 
-def composite(seeds: Tensor, sparse: Tensor, u: Tensor, grid: tuple[int, int], cells: int) -> Tensor:
+def dense_walk(seeds: Tensor, affinity: Tensor) -> Tensor:
+    """What one writes first: a dense S and a loop."""
+    p = seeds[0]
+    for _ in range(20):
+        p = 0.1 * seeds[0] + 0.9 * (affinity[0] @ p)
+    return p[None]
+
+
+def composite(seeds: Tensor, sparse: Tensor, u: Tensor, grid: Grid, cells: int) -> Tensor:
     """The best structured loop in plain torch: sparse local part, pooled global part."""
     restart, p, labels = 0.1 * seeds[0], seeds[0], seeds.shape[-1]
     for _ in range(20):

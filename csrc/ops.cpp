@@ -4,6 +4,7 @@
 // install without this file. What is registered here must match them:
 //
 //   nerve_kernels::_window_product_cpp(Tensor values, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor
+//   nerve_kernels::_window_gradient_cpp(Tensor left, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor
 //   nerve_kernels::_attention_entropy_cpp(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)
 //   nerve_kernels::_attention_marginal_cpp(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor
 //   nerve_kernels::_attention_map_entropy_cpp(Tensor maps) -> Tensor
@@ -13,14 +14,19 @@
 //                                      float scale, bool normalize) -> Tensor
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,
 //                                       float scale) -> Tensor
+//   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
+//                                   SymInt[] grid, SymInt[] window, SymInt[] cells, float beta, float alpha,
+//                                   SymInt steps, bool normalize) -> Tensor
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention.h"
+#include "cpu/walk.h"
 #include "cpu/window_product.h"
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_window_product_cpp", TORCH_BOX(&nerve_kernels::cpu::window_product));
+  m.impl("_window_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::window_gradient));
   m.impl("_attention_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_entropy));
   m.impl("_attention_marginal_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_marginal));
   m.impl("_attention_map_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_map_entropy));
@@ -28,4 +34,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_fuse_attention_maps_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps));
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
+  m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
 }

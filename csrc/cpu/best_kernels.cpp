@@ -4,6 +4,8 @@
 #include <string_view>
 
 #include "attention_kernels.h"
+#include "bf16_product.h"
+#include "block_product.h"
 #include "instruction_set.h"
 #include "window_rows.h"
 
@@ -38,6 +40,23 @@ const WindowRowKernels& best_window_row_kernels() {
   if (best_instruction_set() == InstructionSet::avx2) return window_rows_avx2;
 #endif
   return window_rows_portable;
+}
+
+const BlockProductKernels& best_block_product_kernels() {
+#if defined(__x86_64__)
+  if (best_instruction_set() == InstructionSet::avx512) return block_product_avx512;
+  if (best_instruction_set() == InstructionSet::avx2) return block_product_avx2;
+#endif
+  return block_product_portable;
+}
+
+Bf16ProductFunction best_bf16_product() {
+#if defined(__x86_64__)
+  static const bool has_bf16 =
+      best_instruction_set() == InstructionSet::avx512 && __builtin_cpu_supports("avx512bf16") != 0;
+  if (has_bf16) return bf16_product_avx512;
+#endif
+  return nullptr;
 }
 
 const AttentionKernels& best_attention_kernels() {

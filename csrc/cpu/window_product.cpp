@@ -83,7 +83,7 @@ void multiply_rows(WindowRowFunction<Number> kernel, const Problem& problem, con
       row.stride = stride;
       row.y = y;
       row.height = problem.height;
-      row.width = problem.width;
+      row.width = row.x_end = problem.width;
       row.window_height = problem.window_height;
       row.window_width = problem.window_width;
       if constexpr (kConvertValues) {
@@ -92,7 +92,9 @@ void multiply_rows(WindowRowFunction<Number> kernel, const Problem& problem, con
       } else {
         row.values = row_values;
       }
+      row.scale = 1;
       row.out = in_place ? reinterpret_cast<Number*>(row_out) : padded_out.data();
+      std::fill(row.out, row.out + problem.width * stride, Number(0));
       kernel(row);
       if (!in_place)
         for (int64_t x = 0; x < problem.width; ++x)
@@ -113,7 +115,7 @@ Tensor window_product(Tensor values, Tensor p, std::vector<int64_t> grid, std::v
   const WindowRowKernels& kernels = best_window_row_kernels();
   const auto run = [&](auto number, ScalarType number_dtype, auto kernel) {
     using Number = decltype(number);
-    const int64_t quantum = kernels.quantum_bytes / static_cast<int64_t>(sizeof(Number));
+    const int64_t quantum = kLabelQuantumBytes / static_cast<int64_t>(sizeof(Number));
     const int64_t stride = (problem.num_labels + quantum - 1) / quantum * quantum;
     with_dtype(p.scalar_type(), "p", [&](auto label) {
       using Label = decltype(label);

@@ -17,4 +17,9 @@ namespace nerve_kernels::cpu {
 torch::stable::Tensor window_product(
     torch::stable::Tensor values, torch::stable::Tensor p, std::vector<int64_t> grid, std::vector<int64_t> window);
 
+// Its gradient for the values: out[b, i, o] = sum over c of left[b, i, c] * p[b, i + o, c], 0 outside the grid.
+//   left, p  (B, N, C); returns (B, N, kh*kw) in float32, in float64 where either input is float64
+torch::stable::Tensor window_gradient(
+    torch::stable::Tensor left, torch::stable::Tensor p, std::vector<int64_t> grid, std::vector<int64_t> window);
+
 }  // namespace nerve_kernels::cpu

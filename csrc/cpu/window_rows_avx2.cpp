@@ -14,9 +14,9 @@
 
 #define INSTRUCTION_SET avx2
 #define VECTOR_BYTES 32
-#define QUANTUM_BYTES 16
-#define TOKENS_AT_ONCE 2
+#define TOKENS_AT_ONCE 4
 #include "window_rows_kernel.h"
+#include "window_gradient_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -26,7 +26,8 @@
 
 namespace nerve_kernels::cpu {
 const WindowRowKernels window_rows_avx2 = {
-    "avx2", QUANTUM_BYTES, avx2::multiply_row<float>, avx2::multiply_row<double>};
+    "avx2", avx2::multiply_row<float>, avx2::multiply_row<double>, avx2::gradient_row<float>,
+    avx2::gradient_row<double>};
 }
 
 #endif

@@ -14,9 +14,9 @@
 
 #define INSTRUCTION_SET avx512
 #define VECTOR_BYTES 64
-#define QUANTUM_BYTES 32
 #define TOKENS_AT_ONCE 4
 #include "window_rows_kernel.h"
+#include "window_gradient_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -26,7 +26,8 @@
 
 namespace nerve_kernels::cpu {
 const WindowRowKernels window_rows_avx512 = {
-    "avx512", QUANTUM_BYTES, avx512::multiply_row<float>, avx512::multiply_row<double>};
+    "avx512", avx512::multiply_row<float>, avx512::multiply_row<double>, avx512::gradient_row<float>,
+    avx512::gradient_row<double>};
 }
 
 #endif

@@ -2,8 +2,7 @@
 // instruction set. Before including it, define
 //   INSTRUCTION_SET     the name of the namespace that keeps the copies apart
 //   VECTOR_BYTES        the widest vector register
-//   QUANTUM_BYTES       the narrowest vector used: rows of P are padded to a multiple of it
-//   TOKENS_AT_ONCE      how many neighbouring tokens share each loaded row of P
+//   TOKENS_AT_ONCE      how many neighbouring tokens are summed at a time: enough sums for the latency of one
 // and include every other header first: code that the target pragma covers must not end up in functions that the
 // linker may merge with those of other files, or an old processor would meet instructions that it lacks.
 //
@@ -18,77 +17,110 @@ struct Vector {
   typedef Number type __attribute__((vector_size(kBytes), aligned(alignof(Number)), may_alias));
 };
 
-// kTokens neighbouring tokens from x0 on, times kVectors * kBytes of labels from `label` on.
-template <typename Number, int kBytes, int kVectors, int kTokens>
+// What a neighbour gives to the tokens from `kFirst` to `kLast` of a tile: its labels, read once, times the weight with
+// which each of them sees it. `weights` points to the place that token 0 would see it at; one token further the same
+// neighbour is one place to the left.
+template <typename Number, typename Lanes, int kVectors, int kTokens>
+inline __attribute__((always_inline)) void add_neighbour(Lanes (&sums)[kTokens][kVectors], const Number* neighbour,
+                                                         const Number* weights, int64_t window_size, int first,
+                                                         int last) {
+  Lanes p[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v)
+    p[v] = *reinterpret_cast<const Lanes*>(neighbour + v * static_cast<int64_t>(sizeof(Lanes) / sizeof(Number)));
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    if (t < first || t > last) continue;
+    const Number weight = weights[t * (window_size - 1)];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[t][v] += p[v] * weight;
+  }
+}
+
+// kTokens neighbouring tokens from x0 on, times kVectors * kBytes of labels from `label` on. Where the windows of all
+// of them lie between the left and the right border (kInside) it is known which token sees which neighbour.
+template <typename Number, int kBytes, int kVectors, int kTokens, bool kInside>
 void multiply_tile(const WindowRow<Number>& row, int64_t x0, int64_t label) {
   using Lanes = typename Vector<Number, kBytes>::type;
   constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(Number));
   const int64_t half_height = row.window_height / 2, half_width = row.window_width / 2;
   const int64_t window_size = row.window_height * row.window_width;
-
-  // Neighbours of the tile, truncated at the border of the grid.
   const int64_t y_begin = row.y < half_height ? 0 : row.y - half_height;
   const int64_t y_end = row.y + half_height + 1 < row.height ? row.y + half_height + 1 : row.height;
-  const int64_t x_begin = x0 < half_width ? 0 : x0 - half_width;
-  const int64_t x_end = x0 + kTokens + half_width < row.width ? x0 + kTokens + half_width : row.width;
 
   Lanes sums[kTokens][kVectors] = {};
   for (int64_t ny = y_begin; ny < y_end; ++ny) {
-    // weights[t * (window_size - 1) + nx] is the weight with which token x0 + t sees neighbour (ny, nx): one step in x
-    // moves on by a whole window, less the one column by which the window itself has moved.
-    const Number* weights =
-        row.values + x0 * window_size + (ny - row.y + half_height) * row.window_width + half_width - x0;
-    const Number* neighbours = row.labels + ny * row.width * row.stride + label;
-    for (int64_t nx = x_begin; nx < x_end; ++nx) {
-      const Number* neighbour = neighbours + nx * row.stride;
-      Lanes p[kVectors];
+    const Number* weights = row.values + x0 * window_size + (ny - row.y + half_height) * row.window_width;
+    const Number* neighbour = row.labels + (ny * row.width + x0 - half_width) * row.stride + label;
+    if constexpr (kInside) {
+      // the first neighbours are seen by the first tokens only, the last by the last
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) p[v] = *reinterpret_cast<const Lanes*>(neighbour + v * kLanes);
-      const int64_t first_token = nx - half_width - x0, last_token = nx + half_width - x0;
+      for (int last = 0; last < kTokens - 1; ++last, ++weights, neighbour += row.stride)
+        add_neighbour<Number>(sums, neighbour, weights, window_size, 0, last);
+      for (int64_t dx = kTokens - 1; dx < row.window_width; ++dx, ++weights, neighbour += row.stride)
+        add_neighbour<Number>(sums, neighbour, weights, window_size, 0, kTokens - 1);
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        if (t < first_token || t > last_token) continue;  // outside this token's window
-        const Number weight = weights[t * (window_size - 1) + nx];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sums[t][v] += p[v] * weight;
-      }
+      for (int first = 1; first < kTokens; ++first, ++weights, neighbour += row.stride)
+        add_neighbour<Number>(sums, neighbour, weights, window_size, first, kTokens - 1);
+    } else {
+      const int64_t begin = x0 < half_width ? half_width - x0 : 0;
+      const int64_t beyond = row.width + half_width - x0, all = row.window_width + kTokens - 1;
+      for (int64_t dx = begin; dx < (beyond < all ? beyond : all); ++dx)
+        add_neighbour<Number>(sums, neighbour + dx * row.stride, weights + dx, window_size,
+                              dx < row.window_width ? 0 : static_cast<int>(dx - row.window_width + 1),
+                              dx < kTokens ? static_cast<int>(dx) : kTokens - 1);
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Lanes*>(row.out + (x0 + t) * row.stride + label + v * kLanes) = sums[t][v];
+    for (int v = 0; v < kVectors; ++v) {
+      Lanes* out = reinterpret_cast<Lanes*>(row.out + (x0 + t) * row.stride + label + v * kLanes);
+      *out += sums[t][v] * row.scale;
+    }
   }
 }
 
 // All tokens of the row, for one block of labels.
 template <typename Number, int kBytes, int kVectors>
 void multiply_block(const WindowRow<Number>& row, int64_t label) {
-  int64_t x = 0;
-  for (; x + TOKENS_AT_ONCE <= row.width; x += TOKENS_AT_ONCE)
-    multiply_tile<Number, kBytes, kVectors, TOKENS_AT_ONCE>(row, x, label);
-  for (; x < row.width; ++x) multiply_tile<Number, kBytes, kVectors, 1>(row, x, label);
+  const int64_t half_width = row.window_width / 2;
+  int64_t x = row.x_begin;
+  for (; x + TOKENS_AT_ONCE <= row.x_end; x += TOKENS_AT_ONCE) {
+    if (row.window_width >= TOKENS_AT_ONCE - 1 && x >= half_width && x + TOKENS_AT_ONCE - 1 + half_width < row.width)
+      multiply_tile<Number, kBytes, kVectors, TOKENS_AT_ONCE, true>(row, x, label);
+    else
+      multiply_tile<Number, kBytes, kVectors, TOKENS_AT_ONCE, false>(row, x, label);
+  }
+  for (; x < row.x_end; ++x) multiply_tile<Number, kBytes, kVectors, 1, false>(row, x, label);
 }
 
-// All labels of the row: blocks of four wide vectors, then what is left in as few passes as its size allows.
+// All labels of the row, in blocks as wide as the registers allow.
 template <typename Number>
 void multiply_row(const WindowRow<Number>& row) {
-  constexpr int64_t kQuantum = QUANTUM_BYTES / static_cast<int64_t>(sizeof(Number));
-  constexpr int64_t kWide = VECTOR_BYTES / static_cast<int64_t>(sizeof(Number));
+  constexpr int64_t kQuantum = kLabelQuantumBytes / static_cast<int64_t>(sizeof(Number));
   int64_t label = 0;
-  for (; row.stride - label >= 4 * kWide; label += 4 * kWide) multiply_block<Number, VECTOR_BYTES, 4>(row, label);
-  const int64_t left = row.stride - label;
-  if (left == 3 * kQuantum && VECTOR_BYTES > QUANTUM_BYTES) {
-    multiply_block<Number, QUANTUM_BYTES, 3>(row, label);
+  const auto left = [&] { return (row.stride - label) / kQuantum; };
+#if VECTOR_BYTES == 64
+  for (; left() >= 8; label += 8 * kQuantum) multiply_block<Number, 64, 4>(row, label);
+  if (left() == 6) {
+    multiply_block<Number, 64, 3>(row, label);
     return;
   }
-  const int64_t wide_vectors = left / kWide;
-  if (wide_vectors == 1) multiply_block<Number, VECTOR_BYTES, 1>(row, label);
-  if (wide_vectors == 2) multiply_block<Number, VECTOR_BYTES, 2>(row, label);
-  if (wide_vectors == 3) multiply_block<Number, VECTOR_BYTES, 3>(row, label);
-  for (label += wide_vectors * kWide; label < row.stride; label += kQuantum)
-    multiply_block<Number, QUANTUM_BYTES, 1>(row, label);
+  for (; left() >= 4; label += 4 * kQuantum) multiply_block<Number, 64, 2>(row, label);
+  if (left() == 3) {
+    multiply_block<Number, 32, 3>(row, label);
+    return;
+  }
+  for (; left() >= 2; label += 2 * kQuantum) multiply_block<Number, 64, 1>(row, label);
+  if (left() == 1) multiply_block<Number, 32, 1>(row, label);
+#elif VECTOR_BYTES == 32
+  for (; left() >= 3 && left() != 4; label += 3 * kQuantum) multiply_block<Number, 32, 3>(row, label);
+  for (; left() >= 2; label += 2 * kQuantum) multiply_block<Number, 32, 2>(row, label);
+  if (left() == 1) multiply_block<Number, 32, 1>(row, label);
+#else
+  for (; left() > 0; label += kQuantum) multiply_block<Number, 16, 2>(row, label);
+#endif
 }
 
 }  // namespace nerve_kernels::cpu::INSTRUCTION_SET

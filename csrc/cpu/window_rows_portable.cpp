@@ -4,11 +4,12 @@
 
 #define INSTRUCTION_SET portable
 #define VECTOR_BYTES 16
-#define QUANTUM_BYTES 16
-#define TOKENS_AT_ONCE 2
+#define TOKENS_AT_ONCE 4
 #include "window_rows_kernel.h"
+#include "window_gradient_kernel.h"
 
 namespace nerve_kernels::cpu {
 const WindowRowKernels window_rows_portable = {
-    "portable", QUANTUM_BYTES, portable::multiply_row<float>, portable::multiply_row<double>};
+    "portable", portable::multiply_row<float>, portable::multiply_row<double>, portable::gradient_row<float>,
+    portable::gradient_row<double>};
 }

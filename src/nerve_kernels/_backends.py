@@ -1,13 +1,16 @@
 """Which implementation runs: every operation lists its backends, each with a predicate that can say why not.
 
-A backend is chosen in the order of ``PREFERENCE``; one that the caller names runs or raises with the reason, and never
+A backend is chosen in the order of ``PREFERENCE`` among those that can run, less those that say of themselves that the
+next one is likely to be faster (``is_preferred``); one that the caller names runs or raises with the reason, and never
 another in its place.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +36,24 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's implementation of one operation and the predicate that admits inputs to it."""
+    """One backend's implementation of one operation and the predicates that admit inputs to it.
+
+    The last two are called with what ``run`` is called with, and only where nothing speaks against the tensors.
+    """
 
     run: Callable[..., Any]
-    reason_against: Callable[[tuple[Tensor, ...]], str | None]
+    reason_against_tensors: Callable[[tuple[Tensor, ...]], str | None]
+    reason_against_arguments: Callable[..., str | None] = lambda *arguments: None
+    is_preferred: Callable[..., bool] = lambda *arguments: True
+
+    def reason_against(self, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> str | None:
+        """Why it cannot run, or None where it can."""
+        reason = self.reason_against_tensors(tensors)
+        return reason if reason is not None or not arguments else self.reason_against_arguments(*arguments)
 
 
 _implementations: dict[str, dict[str, Implementation]] = {}
+_choices: ContextVar[list[tuple[str, str]] | None] = ContextVar("_choices", default=None)
 
 
 def register(
@@ -47,9 +61,13 @@ def register(
     backend: str,
     run: Callable[..., Any],
     reason_against: Callable[[tuple[Tensor, ...]], str | None] = lambda tensors: None,
+    reason_against_arguments: Callable[..., str | None] = lambda *arguments: None,
+    is_preferred: Callable[..., bool] = lambda *arguments: True,
 ) -> None:
-    """Add a backend to an operation. ``reason_against`` returns None where it can run, else why it cannot."""
-    _implementations.setdefault(operation, {})[backend] = Implementation(run, reason_against)
+    """Add a backend to an operation. The reasons are None where it can run; ``is_preferred`` is asked only then."""
+    _implementations.setdefault(operation, {})[backend] = Implementation(
+        run, reason_against, reason_against_arguments, is_preferred
+    )
 
 
 def native_cpu_reason(tensors: tuple[Tensor, ...]) -> str | None:
@@ -60,17 +78,29 @@ def native_cpu_reason(tensors: tuple[Tensor, ...]) -> str | None:
     return None if devices == ["cpu"] else f"it runs on cpu tensors, got {', '.join(devices)}"
 
 
-def can_run(operation: str, backend: str, tensors: tuple[Tensor, ...], *, raise_error: bool = False) -> bool:
+def is_implemented(operation: str, backend: str) -> bool:
+    """Whether ``backend`` has an implementation of ``operation``, be it that it cannot run here."""
+    return backend in _implementations[operation]
+
+
+def can_run(
+    operation: str,
+    backend: str,
+    tensors: tuple[Tensor, ...],
+    arguments: tuple[Any, ...] = (),
+    *,
+    raise_error: bool = False,
+) -> bool:
     """Whether ``backend`` can run ``operation`` on these tensors; with ``raise_error`` the reason is raised instead."""
     available = _implementations[operation]
     if backend in available:
-        reason = available[backend].reason_against(tensors)
+        reason = available[backend].reason_against(tensors, arguments)
     elif backend in PREFERENCE:
         reason = f"there is no {backend} implementation of {operation} in this version"
     else:
         reason = f"there is no such backend; the backends are {', '.join(repr(name) for name in PREFERENCE)}"
     if reason is not None and raise_error:
-        others = [name for name in PREFERENCE if name in available and available[name].reason_against(tensors) is None]
+        others = [name for name in PREFERENCE if name in available and can_run(operation, name, tensors, arguments)]
         raise BackendUnavailableError(
             f"{operation}: backend={backend!r} cannot run: {reason}. "
             f"For these inputs use backend=None or one of: {', '.join(others)}"
@@ -78,20 +108,49 @@ def can_run(operation: str, backend: str, tensors: tuple[Tensor, ...], *, raise_
     return reason is None
 
 
-def choose(operation: str, backend: str | None, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """The implementation to run: the named backend or an error, or the first of ``PREFERENCE`` that can run."""
+def choose(
+    operation: str, backend: str | None, tensors: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()
+) -> Callable[..., Any]:
+    """The implementation to run: the named backend or an error, or the best of ``PREFERENCE`` that can run.
+
+    A backend that can run without being preferred is left for the next that is, and taken before plain PyTorch.
+    """
+    available = _implementations[operation]
     if backend is not None:
-        can_run(operation, backend, tensors, raise_error=True)
-        return _implementations[operation][backend].run
+        can_run(operation, backend, tensors, arguments, raise_error=True)
+        return _take(operation, backend)
     on_cpu = tensors[0].device.type == "cpu"
+    second_choice: str | None = None
     for name in PREFERENCE:
-        if name == "triton" and on_cpu:
-            continue  # its interpreter is for tests: it runs where it is named, and is never chosen
-        if name in _implementations[operation] and can_run(operation, name, tensors):
-            return _implementations[operation][name].run
-        if name == "cpp" and name in _implementations[operation] and on_cpu:
+        if name not in available or (name == "triton" and on_cpu):
+            continue  # Triton's interpreter is for tests: it runs where it is named, and is never chosen
+        if can_run(operation, name, tensors, arguments):
+            if name == "eager" and second_choice is not None:
+                return _take(operation, second_choice)
+            if not arguments or available[name].is_preferred(*arguments):
+                return _take(operation, name)
+            second_choice = second_choice or name
+        elif name == "cpp" and on_cpu:
             _native.warn_if_slower()
     raise AssertionError(f"{operation} has no eager implementation")
+
+
+def _take(operation: str, backend: str) -> Callable[..., Any]:
+    choices = _choices.get()
+    if choices is not None:
+        choices.append((operation, backend))
+    return _implementations[operation][backend].run
+
+
+@contextmanager
+def recording_choices() -> Iterator[list[tuple[str, str]]]:
+    """Collect the (operation, backend) pairs that are chosen within the block, in their order."""
+    choices: list[tuple[str, str]] = []
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
 
 
 def _reason_against_backend(backend: str) -> str | None:
@@ -103,6 +162,10 @@ def _reason_against_backend(backend: str) -> str | None:
         return f"the compiled extension is not loaded: {_native.load_error()}"
     if backend == "triton":
         return availability.reason_against_machine()
+    if backend == "cuda":
+        if not _native.cuda_extension_loaded():
+            return f"the compiled CUDA extension is not loaded: {_native.cuda_load_error()}"
+        return None if torch.cuda.is_available() else "torch sees no GPU"
     return None
 
 

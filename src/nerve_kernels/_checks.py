@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .grids import Grid
 
+LARGEST_COUNT = 2**63 - 1
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+SMALLEST_FLOAT32 = torch.finfo(torch.float32).tiny
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -25,9 +28,31 @@ def check_tensor(name: str, value: Any, dimensions: int, wanted: str) -> Tensor:
         raise TypeError(f"{name}: expected a torch.Tensor {wanted}, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; convert it first")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}; convert it with {name}.to_dense()")
     if value.dim() != dimensions:
         raise ValueError(f"{name}: expected shape {wanted}, got {shape_of(value)}")
     return value
+
+
+def check_layers(name: str, value: Any, wanted: str = "a tensor, or a list of them, one for each layer") -> list[Any]:
+    """What came for several layers, as a list."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+    return list(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    return value
+
+
+def check_backend(backend: Any) -> None:
+    """Raise where ``backend`` cannot be a name; whether there is one of that name, the operator knows."""
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend: expected a name such as 'cpp', or None for the best, got {type(backend).__name__}")
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], wanted: str) -> None:
@@ -53,9 +78,13 @@ def check_number(name: str, value: Any, *, low: float, high: float, wanted: str,
     """``value`` as a finite float in [low, high], or [low, high) with ``high_open``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number {wanted}, got {type(value).__name__}")
-    if not math.isfinite(value) or value < low or value > high or (high_open and value == high):
-        raise ValueError(f"{name}: expected a number {wanted}, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        number = math.inf
+    if not math.isfinite(number) or number < low or number > high or (high_open and number == high):
+        raise ValueError(f"{name}: expected a number {wanted}, got {number}")
+    return number
 
 
 def check_count(name: str, value: Any, *, low: int, wanted: str) -> int:
@@ -64,6 +93,8 @@ def check_count(name: str, value: Any, *, low: int, wanted: str) -> int:
         raise TypeError(f"{name}: expected an int {wanted}, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name}: expected an int {wanted}, got {value}")
+    if isinstance(value, int) and value > LARGEST_COUNT:
+        raise ValueError(f"{name}: expected an int {wanted} and below 2⁶³, got one of {value.bit_length()} bits")
     return value  # type: ignore[return-value]
 
 
@@ -71,7 +102,7 @@ def check_scale(scale: float | None, dimension: int) -> float:
     """The score scale: 1/√d where none is given."""
     if scale is None:
         return float(dimension) ** -0.5
-    return check_number("scale", scale, low=-math.inf, high=math.inf, wanted="that is finite")
+    return check_number("scale", scale, low=-LARGEST_FLOAT32, high=LARGEST_FLOAT32, wanted="that float32 can hold")
 
 
 def _is_pair(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""The compiled extension: loaded once, when first asked for. Where it is missing or broken, the reason is kept."""
+"""The compiled extensions, CPU and CUDA: each loaded once, when first asked for.
+
+Where one is missing or broken, the reason is kept.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from pathlib import Path
 import torch
 
 _EXTENSION = "_C"
+_CUDA_EXTENSION = "_C_cuda"
 _FAILURE_NOTE = "_build_failure.txt"  # written by setup.py
 _HOW_TO_BUILD = (
     "install a C++20 compiler (g++ or clang), then reinstall nerve-kernels with `pip install --no-build-isolation`"
+)
+_HOW_TO_BUILD_CUDA = (
+    "with nvcc on the PATH and a CUDA torch installed, reinstall nerve-kernels with `pip install --no-build-isolation`"
 )
 
 
@@ -26,31 +33,43 @@ def load_error() -> str | None:
     return _load(Path(__file__).parent)
 
 
-def extension_path(directory: Path) -> Path | None:
-    """The compiled extension in ``directory``, or None where there is none for this Python."""
-    candidates = (directory / f"{_EXTENSION}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+def cuda_extension_loaded() -> bool:
+    """Whether the operators compiled by nvcc can be called."""
+    return cuda_load_error() is None
+
+
+def cuda_load_error() -> str | None:
+    """Why the operators compiled by nvcc cannot be called, or None where they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return _load(Path(__file__).parent, _CUDA_EXTENSION)
+
+
+def extension_path(directory: Path, extension: str = _EXTENSION) -> Path | None:
+    """A compiled extension in ``directory``, or None where there is none for this Python."""
+    candidates = (directory / f"{extension}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 
 @functools.cache
-def _load(directory: Path) -> str | None:
-    """Load the extension in ``directory``; the reason why not, if it cannot be."""
-    path = extension_path(directory)
+def _load(directory: Path, extension: str = _EXTENSION) -> str | None:
+    """Load an extension in ``directory``; the reason why not, if it cannot be."""
+    how_to_build = _HOW_TO_BUILD if extension == _EXTENSION else _HOW_TO_BUILD_CUDA
+    path = extension_path(directory, extension)
     if path is None:
-        return _why_there_is_none(directory)
+        return f"{_why_there_is_none(directory, extension)}; {how_to_build}"
     try:
         torch.ops.load_library(str(path))
     except Exception as error:  # a broken binary must not break the package: the operators have another backend
-        return f"{path.name} does not load into torch {torch.__version__} ({error}); {_HOW_TO_BUILD}"
+        return f"{path.name} does not load into torch {torch.__version__} ({error}); {how_to_build}"
     return None
 
 
-def _why_there_is_none(directory: Path) -> str:
+def _why_there_is_none(directory: Path, extension: str) -> str:
     note = directory / _FAILURE_NOTE
     if note.is_file():
-        reason = note.read_text(encoding="utf-8").strip()
-        return f"it could not be compiled when the package was installed ({reason}); {_HOW_TO_BUILD}"
-    return f"it was not compiled (there is no {_EXTENSION} in {directory}); {_HOW_TO_BUILD}"
+        return f"it could not be compiled when the package was installed ({note.read_text(encoding='utf-8').strip()})"
+    return f"it was not compiled (there is no {extension} in {directory})"
 
 
 @functools.cache

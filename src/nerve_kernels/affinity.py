@@ -50,10 +50,11 @@ def _columns(p: Any, shape: tuple[int, int, int]) -> tuple[Tensor, bool]:
 
 def _holds_placeholders(tensor: Any, grid: Any) -> bool:
     """Whether torch (export, pytree) is rebuilding a dataclass around stand-ins of its own, not a user making one."""
-    if torch.compiler.is_compiling() or not isinstance(grid, tuple):
+    if torch.compiler.is_compiling() or not isinstance(grid, tuple) or len(grid) != 2:
         return False
     wrapped = any(type(side).__module__.startswith("torch.") for side in grid)
-    return wrapped or (not isinstance(tensor, Tensor) and not any(isinstance(side, int) for side in grid))
+    plain = any(isinstance(side, (int, float, complex, str, bytes)) for side in grid)
+    return wrapped or not (isinstance(tensor, Tensor) or plain)
 
 
 class Affinity:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    check_backend,
     check_cells,
     check_grid,
     check_head_weights,
+    check_layers,
     check_lse,
     check_queries_and_keys,
     check_scale,
@@ -38,7 +40,7 @@ class _Layer:
 def _one_or_many(value: Tensor | Sequence[Tensor] | None, name: str, layers: int) -> list[Tensor | None]:
     if value is None:
         return [None] * layers
-    found: list[Tensor | None] = [value] if isinstance(value, Tensor) else list(value)
+    found: list[Tensor | None] = [value] if isinstance(value, Tensor) else check_layers(name, value)
     if len(found) != layers:
         raise ValueError(f"{name}: expected {layers} tensors, one for each layer of q, got {len(found)}")
     return found
@@ -55,14 +57,16 @@ def _layers(
     backend: str | None,
 ) -> tuple[list[_Layer], Grid]:
     """The checked layers and the grid of the affinity: the one asked for, or the finest."""
+    check_backend(backend)
     single = isinstance(q, Tensor)
     if single and grids is not None:
         raise ValueError("grids: is for lists of layers; for one layer give grid=(H, W)")
-    queries = [q] if isinstance(q, Tensor) else list(q)
+    queries = [q] if isinstance(q, Tensor) else check_layers("q", q)
     if not queries:
         raise ValueError("q: expected at least one layer, got an empty list")
     layer_grids = _layer_grids(grid, grids, len(queries), single=single)
-    target = layer_grids[0] if single else check_grid("grid", grid or max(layer_grids, key=lambda g: g[0] * g[1]))
+    finest = max(layer_grids, key=lambda g: g[0] * g[1])
+    target = finest if grid is None else check_grid("grid", grid)
     layers = []
     for index, (layer_q, layer_k, layer_w, layer_lse) in enumerate(
         zip(
@@ -97,9 +101,10 @@ def _layer_grids(grid: Grid | None, grids: Sequence[Grid] | None, layers: int, *
         if grid is None:
             raise ValueError("grid: expected (H, W) of the tokens, got None")
         return [check_grid("grid", grid)]
-    if grids is None or len(grids) != layers:
+    wanted = f"{layers} pairs (H, W), one for each layer of q"
+    if grids is None or len(check_layers("grids", grids, wanted)) != layers:
         came = "None" if grids is None else str(len(grids))
-        raise ValueError(f"grids: expected {layers} pairs (H, W), one for each layer of q, got {came}")
+        raise ValueError(f"grids: expected {wanted}, got {came}")
     return [check_grid(f"grids[{index}]", item) for index, item in enumerate(grids)]
 
 

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    LARGEST_FLOAT32,
+    SMALLEST_FLOAT32,
+    check_backend,
     check_count,
     check_head_weights,
+    check_layers,
     check_lse,
     check_number,
     check_queries_and_keys,
@@ -69,6 +73,7 @@ def attention_entropy(
         >>> nk.attention_entropy(q, q)[0, 0, 0].item() - torch.tensor(9.0).log().item() < 1e-6
         True
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     entropy, lse = torch.ops.nerve_kernels.attention_entropy(q, k, check_scale(scale, q.shape[3]), backend)
     return (entropy, lse) if return_lse else entropy
@@ -114,6 +119,7 @@ def attention_marginal(
         >>> nk.attention_marginal(q, q)[0, 0].tolist()
         [0.25, 0.25, 0.25, 0.25]
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     value = check_scale(scale, q.shape[3])
     result: Tensor = torch.ops.nerve_kernels.attention_marginal(
@@ -144,6 +150,7 @@ def attention_map_entropy(maps: Tensor, *, backend: str | None = None) -> Tensor
         >>> nk.attention_map_entropy(torch.eye(3).expand(1, 1, 3, 3)).tolist()
         [[[0.0, 0.0, 0.0]]]
     """
+    check_backend(backend)
     check_tensor("maps", maps, 4, "(B, heads, N, N_k)")
     result: Tensor = torch.ops.nerve_kernels.attention_map_entropy(maps, backend)
     return result
@@ -208,8 +215,9 @@ def head_weights(
         (True, 1.0)
     """
     single = isinstance(entropy, Tensor)
-    entropies = [entropy] if isinstance(entropy, Tensor) else list(entropy)
-    keys = [num_keys] if isinstance(num_keys, (int, torch.SymInt)) else list(num_keys)
+    entropies = [entropy] if isinstance(entropy, Tensor) else check_layers("entropy", entropy)
+    one_count = isinstance(num_keys, (int, torch.SymInt))
+    keys = [num_keys] if one_count else check_layers("num_keys", num_keys, "an int, or a list of ints, one a layer")
     if criterion not in ("entropy", "information"):
         raise ValueError(f"criterion: expected 'entropy' or 'information', got {criterion!r}")
     if not entropies:
@@ -217,7 +225,7 @@ def head_weights(
     if len(keys) != len(entropies):
         raise ValueError(f"num_keys: expected {len(entropies)} numbers, one for each layer, got {len(keys)}")
     marginals = _marginals(marginal, criterion, len(entropies))
-    check_number("temperature", temperature, low=math.ulp(0.0), high=math.inf, wanted="> 0")
+    check_number("temperature", temperature, low=SMALLEST_FLOAT32, high=LARGEST_FLOAT32, wanted="> 0")
     scores = [
         _head_scores(layer_entropy, layer_keys, layer_marginal, entropies[0])
         for layer_entropy, layer_keys, layer_marginal in zip(entropies, keys, marginals, strict=True)
@@ -230,7 +238,12 @@ def head_weights(
         # stable: of equally good heads the first ones are kept, on every run
         best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
-    weights = (stacked / temperature).softmax(1).split([score.shape[1] for score in scores], dim=1)
+    # the best score becomes 0 first: however small τ is, 0/τ is 0, where a quotient of two infinities would be NaN
+    weights = (
+        ((stacked - stacked.amax(1, keepdim=True)) / temperature)
+        .softmax(1)
+        .split([score.shape[1] for score in scores], dim=1)
+    )
     return weights[0] if single else list(weights)
 
 
@@ -241,7 +254,7 @@ def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layer
         return [None] * layers
     if marginal is None:
         raise ValueError("marginal: criterion='information' needs attention_marginal(q, k) of each layer, got None")
-    found: list[Tensor | None] = [marginal] if isinstance(marginal, Tensor) else list(marginal)
+    found: list[Tensor | None] = [marginal] if isinstance(marginal, Tensor) else check_layers("marginal", marginal)
     if len(found) != layers:
         raise ValueError(f"marginal: expected {layers} tensors, one for each layer, got {len(found)}")
     return found
@@ -255,8 +268,8 @@ def _head_scores(entropy: Tensor, keys: int, marginal: Tensor | None, first: Ten
         raise ValueError(
             f"entropy: expected one batch size in all layers, got {shape_of(first)} and {shape_of(entropy)}"
         )
-    if entropy.shape[2] < 1:
-        raise ValueError(f"entropy: expected at least one row to average, got {shape_of(entropy)}")
+    if entropy.shape[1] < 1 or entropy.shape[2] < 1:
+        raise ValueError(f"entropy: expected at least one head and one row to average, got {shape_of(entropy)}")
     check_same_device(entropy=entropy, first_layer=first)
     dtype = torch.float64 if entropy.dtype == torch.float64 else torch.float32
     score = -entropy.to(dtype).mean(-1)
@@ -306,6 +319,7 @@ def fuse_attention(
         >>> A.shape, bool((A.sum(-1) - 1).abs().max() < 1e-6)
         (torch.Size([1, 6, 6]), True)
     """
+    check_backend(backend)
     check_queries_and_keys(q, k)
     check_head_weights(w, q)
     value = check_scale(scale, q.shape[3])
@@ -339,6 +353,7 @@ def fuse_attention_maps(maps: Tensor, w: Tensor, *, backend: str | None = None) 
         >>> nk.fuse_attention_maps(maps, torch.tensor([[0.5, 0.5]])).tolist()
         [[[0.75, 0.25], [0.25, 0.75]]]
     """
+    check_backend(backend)
     check_tensor("maps", maps, 4, "(B, heads, N, N_k)")
     check_head_weights(w, maps)
     result: Tensor = torch.ops.nerve_kernels.fuse_attention_maps(maps, w, backend)

@@ -1,18 +1,26 @@
-"""Entry point of ``nerve-segment``: errors are one line, never a traceback."""
+"""Entry points of the commands: errors are one line, never a traceback."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from .segmentation.extras import MissingExtraError, require_extra
+
+PACKAGE = Path(__file__).parent
+SEGMENTATION = ("typer", "rich", "PIL", "diffusers", "transformers")
+EVALUATION = ("torchmetrics", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``nerve-segment`` and leave with its exit code.
 
     0: every picture was written. 1: some could not be, or a model could not be loaded; the
-    rest is written. 2: wrong options. 130: interrupted.
+    rest is written. 2: wrong options. 3: a fault of this program. 130: interrupted.
 
     Args:
         arguments: None: those of the process.
@@ -20,34 +28,92 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
+    _run("nerve-segment", "nerve_kernels.segmentation.command", arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """Run ``nerve-evaluate`` and leave with its exit code.
+
+    0: scored; pictures that could not be read are counted in the report. 1: a model could not be
+    loaded. 2: wrong options, a wrong root, or a folder that holds another run. 130: interrupted.
+
+    Args:
+        arguments: None: those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    _run("nerve-evaluate", "nerve_kernels.evaluation.command", arguments, evaluation=True)
+
+
+def ablate(arguments: Sequence[str] | None = None) -> None:
+    """Run ``nerve-ablate``: ``nerve-evaluate`` with the variants of the usual ablation, features shared.
+
+    Args:
+        arguments: None: those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    _run("nerve-ablate", "nerve_kernels.evaluation.command", ["--ablate", *given], evaluation=True)
+
+
+def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluation: bool = False) -> NoReturn:
     try:
-        require_extra("typer", "rich", "PIL", "diffusers", "transformers")
+        require_extra(*SEGMENTATION)
+        if evaluation:
+            require_extra(*EVALUATION, extra="evaluation")
+        code = _command(program, module, arguments)
     except MissingExtraError as error:
-        _leave(str(error), 1)
+        _leave(program, str(error), 1)
+    except KeyboardInterrupt:
+        _leave(program, "interrupted; the files written so far are whole", 130)
+    except MemoryError:
+        _leave(program, "out of memory; close other programs, or give smaller pictures one by one", 1)
+    except OSError as error:  # each picture's own are reported with it, so this is the output's
+        _leave(program, f"cannot go on: {error}", 1)
+    except Exception as error:
+        _leave(program, f"a fault of this program, please report it: {_describe(error)}", 3)
+    sys.exit(code)
+
+
+def _command(program: str, module: str, arguments: Sequence[str] | None) -> int:
     import typer
 
-    from .segmentation.command import app
+    from .segmentation.loading import ModelLoadError
 
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(importlib.import_module(module).app)
     try:
         # Not standalone: typer would draw its errors as boxes of several lines.
         code = command.main(
             args=list(arguments) if arguments is not None else None,
-            prog_name="nerve-segment",
+            prog_name=program,
             standalone_mode=False,
         )
-    except (typer.Abort, KeyboardInterrupt):
-        _leave("interrupted", 130)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except ModelLoadError as error:
+        _leave(program, str(error), 1)
     except Exception as error:
         # typer brings its own click or uses the installed one; both mark usage errors alike.
         if not hasattr(error, "format_message"):
             raise
-        _leave(error.format_message(), getattr(error, "exit_code", 2))
-    sys.exit(code if isinstance(code, int) else 0)
+        _leave(program, error.format_message(), getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
 
 
-def _leave(message: str, code: int) -> None:
-    print(f"nerve-segment: {' '.join(message.split())}", file=sys.stderr)
+def _describe(error: Exception) -> str:
+    """The error, and the last line of this package that it came through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(frame.filename).parents]
+    place = f" at {Path(frames[-1].filename).relative_to(PACKAGE)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _leave(program: str, message: str, code: int) -> NoReturn:
+    from .segmentation.plain import plain_line
+
+    print(f"{program}: {plain_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -97,7 +97,11 @@ def head_weights(
     if keep is not None:
         best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
-    weights = (stacked / temperature).softmax(1).split([score.shape[1] for score in scores], dim=1)
+    weights = (
+        ((stacked - stacked.amax(1, keepdim=True)) / temperature)
+        .softmax(1)
+        .split([score.shape[1] for score in scores], dim=1)
+    )
     return weights[0] if single else list(weights)
 
 

@@ -8,7 +8,17 @@ import warnings
 import torch
 from torch import Tensor
 
-from ._checks import check_count, check_number, check_same_device, check_shape, check_tensor, check_tokens, shape_of
+from ._checks import (
+    check_backend,
+    check_count,
+    check_flag,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+    shape_of,
+)
 from .affinity import NO_PAIR, Affinity, OperatorArguments
 
 STOCHASTIC_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
@@ -132,7 +142,10 @@ def random_walk(
         normalize: Divide each row of the result by its sum (a row that sums to 0 stays as it is). ``False`` keeps the
             walk linear in G. With C = 1 it would return ones, and is refused.
         check: Also look at values: non-finite seeds, and for ``tol`` that S and G are what it needs. Synchronises.
-        backend: ``None`` chooses; a named backend runs or raises.
+        backend: ``None`` chooses; a named backend runs or raises. On a GPU, ``"cuda"`` runs all steps in one launch
+            that holds the whole walk on chip. It takes window values and cells, needs all its blocks resident at once,
+            and is chosen where U stays in shared memory as well: small B · C (21 labels on 64 × 64 tokens on an H100).
+            Else ``"triton"`` runs, one launch a step, which also takes explicit factors and a dense S.
 
     Returns:
         P_L, shape and dtype of ``seeds``, accumulated in float32 or better.
@@ -161,12 +174,14 @@ def random_walk(
         >>> bool((P[:, 0] > 0.5).all()), P.shape  # the sure token has told the others
         (True, torch.Size([3, 2]))
     """
+    check_backend(backend)
     batched, arguments = _prepare(seeds, affinity)
     value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
     if (steps is None) == (tol is None):
         raise ValueError(f"steps, tol: expected exactly one of them, got steps={steps!r} and tol={tol!r}")
     count = steps_for_tolerance(value, tol) if tol is not None else check_count("steps", steps, low=0, wanted="≥ 0")
-    if normalize and batched.shape[2] == 1:
+    check_flag("check", check)
+    if check_flag("normalize", normalize) and batched.shape[2] == 1:
         raise ValueError(
             "normalize: with a single label (C = 1) every row would be divided by itself and the result be all ones; "
             "give normalize=False"
@@ -221,6 +236,7 @@ def random_walk_limit(
         >>> [round(p, 4) for p in P[0].tolist()], bound < 1e-6
         ([0.6667, 0.3333], True)
     """
+    check_backend(backend)
     batched, arguments = _prepare(seeds, affinity)
     value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
     wanted = check_number("tol", tol, low=math.ulp(0.0), high=math.inf, wanted="> 0")

@@ -1,10 +1,6 @@
-"""Which backend runs, what is said of the others, and how much memory eager takes."""
+"""Which backend runs, and what is said of the others."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,6 +18,14 @@ def test_show_config_names_every_backend_and_why_some_are_missing(capsys):
         assert f"  {backend}" in printed
         state = "available" if backend in nk.available_backends() else "not available: "
         assert state in printed.split(f"  {backend}")[1].splitlines()[1]
+
+
+def test_choices_are_recorded_within_a_block_and_nowhere_else():
+    affinity = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
+    with _backends.recording_choices() as choices:
+        nk.random_walk(torch.full((4, 2), 0.5), affinity, alpha=0.5, steps=1, backend="eager")
+    nk.random_walk(torch.full((4, 2), 0.5), affinity, alpha=0.5, steps=1)
+    assert choices == [("random_walk", "eager")]
 
 
 def test_eager_is_always_there_and_the_order_is_best_first():
@@ -43,31 +47,21 @@ def test_a_backend_that_cannot_run_says_why_and_never_gives_way_to_another(monke
     assert "cpp" not in nk.available_backends()
 
 
-PEAK_MEMORY = """
-import resource, torch, nerve_kernels as nk
-generator = torch.Generator().manual_seed(0)
-q, k = (torch.randn(1, 8, 4096, 40, generator=generator) for _ in range(2))
-warm = q[:, :, :64], k[:, :, :64]
-w = torch.full((1, 8), 1 / 8)
-def stages(q, k, grid):
-    entropy, lse = nk.attention_entropy(q, k, return_lse=True)
-    {body}
-stages(*warm, (8, 8))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stages(q, k, (64, 64))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-AFFINITIES = "nk.local_affinity(q, k, w, grid=grid, lse=lse); nk.global_affinity(q, k, w, grid=grid, cells=8, lse=lse)"
+def test_the_gradient_runs_where_the_caller_named_it_and_else_where_it_can(monkeypatch):
+    ran = []
+    forward, backward = (_backends._implementations[name] for name in ("random_walk", "random_walk_backward"))
+    run = backward["eager"].run
 
+    def recording(backend):
+        return _backends.Implementation(lambda *arguments: (ran.append(backend), run(*arguments))[1], lambda _: None)
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
-@pytest.mark.parametrize(("body", "megabytes"), [("pass", 64), (AFFINITIES, 64)], ids=["entropy", "both affinities"])
-def test_peak_memory_at_4096_tokens(body, megabytes):
-    """A (heads, N, N) tensor would be 512 MiB; the whole of stages 1 and 2 takes a tenth of that."""
-    script = PEAK_MEMORY.replace("{body}", body)
-    # one malloc arena: otherwise the allocator's own hoarding is measured
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-    )
-    assert float(finished.stdout) < megabytes
+    monkeypatch.setitem(forward, "cuda", forward["eager"])
+    monkeypatch.delitem(backward, "cuda", raising=False)
+    for backend in ("eager", "cpp"):
+        monkeypatch.setitem(backward, backend, recording(backend))
+    affinity = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
+    for backend in ("eager", None, "cuda"):
+        seeds = torch.full((1, 4, 2), 0.5, requires_grad=True)
+        nk.random_walk(seeds, affinity, alpha=0.5, steps=2, backend=backend).sum().backward()
+    # the last has no gradient of its own here: the best that can run on the device takes its place
+    assert ran == ["eager", "cpp", "cpp"]

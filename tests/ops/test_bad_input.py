@@ -36,7 +36,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("k heads", ValueError, lambda: nk.attention_entropy(Q, Q[:, :2]), "k: expected batch, heads and head size of q (2, 3, 12, 4), got (2, 2, 12, 4)"),
     ("no keys", ValueError, lambda: nk.attention_entropy(Q, Q[:, :, :0]), "k: expected at least one key and a head size ≥ 1, got (2, 3, 0, 4)"),
     ("device", ValueError, lambda: nk.attention_entropy(Q, Q.to("meta")), "k: expected to be on cpu as q is, got meta; move it with k.to('cpu')"),
-    ("scale", ValueError, lambda: nk.attention_entropy(Q, Q, scale=math.inf), "scale: expected a number that is finite, got inf"),
+    ("scale", ValueError, lambda: nk.attention_entropy(Q, Q, scale=math.inf), "scale: expected a number that float32 can hold, got inf"),
     ("lse shape", ValueError, lambda: nk.attention_marginal(Q, Q, lse=LSE[:, :2]), "lse: expected (B, heads, N) of q = (2, 3, 12), got (2, 2, 12)"),
     ("lse dtype", TypeError, lambda: nk.fuse_attention(Q, Q, W, lse=LSE.half()), "lse: expected float32 or float64 as attention_entropy returns it, got torch.float16"),
     ("w shape", ValueError, lambda: nk.fuse_attention(Q, Q, W[:, :2]), "w: expected (B, heads) of q = (2, 3), got (2, 2)"),
@@ -51,6 +51,13 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("no marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="information"), "marginal: criterion='information' needs attention_marginal(q, k) of each layer, got None"),
     ("idle marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, marginal=LSE), "marginal: is used by criterion='information' only"),
     ("batches", ValueError, lambda: nk.head_weights([ENTROPY, ENTROPY[:1]], num_keys=[12, 12]), "entropy: expected one batch size in all layers"),
+    ("tiny temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=1e-320), "temperature: expected a number > 0, got 1e-320"),
+    ("endless temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=10**400), "temperature: expected a number > 0, got inf"),
+    ("no heads", ValueError, lambda: nk.head_weights(ENTROPY[:, :0], num_keys=12), "entropy: expected at least one head and one row to average, got (2, 0, 12)"),
+    ("entropy type", TypeError, lambda: nk.head_weights(None, num_keys=12), "entropy: expected a tensor, or a list of them, one for each layer, got NoneType"),
+    ("num_keys type", TypeError, lambda: nk.head_weights(ENTROPY, num_keys=None), "num_keys: expected an int, or a list of ints, one a layer, got NoneType"),
+    ("sparse", TypeError, lambda: nk.attention_entropy(Q.to_sparse(), Q), "q: expected a dense tensor, got torch.sparse_coo; convert it with q.to_dense()"),
+    ("scale past float32", ValueError, lambda: nk.attention_entropy(Q, Q, scale=1e39), "scale: expected a number that float32 can hold, got 1e+39"),
     # grids, windows, cells
     ("grid type", TypeError, lambda: nk.local_affinity(Q, Q, W, grid=12, window=3), "grid: expected a pair of ints (H, W), got 12"),
     ("grid none", ValueError, lambda: nk.local_affinity(Q, Q, W, window=3), "grid: expected (H, W) of the tokens, got None"),
@@ -63,9 +70,13 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("cells type", TypeError, lambda: nk.global_affinity(Q, Q, W, grid=(3, 4), cells="2"), "cells: expected an int or a pair of ints (h, w), got '2'"),
     ("grids missing", ValueError, lambda: nk.local_affinity([Q], [Q], [W], window=3), "grids: expected 1 pairs (H, W), one for each layer of q, got None"),
     ("grids idle", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 4), grids=[(3, 4)], window=3), "grids: is for lists of layers; for one layer give grid=(H, W)"),
+    ("q type", TypeError, lambda: nk.local_affinity("q", Q, W, grid=(3, 4), window=3), "q: expected a tensor, or a list of them, one for each layer, got str"),
+    ("grids type", TypeError, lambda: nk.local_affinity([Q], [Q], [W], grids=3, window=3), "grids: expected 1 pairs (H, W), one for each layer of q, got int"),
     ("lists", ValueError, lambda: nk.local_affinity([Q], [Q, Q], [W], grids=[(3, 4)], window=3), "k: expected 1 tensors, one for each layer of q, got 2"),
     ("layer named", ValueError, lambda: nk.global_affinity([Q, Q], [Q, Q[:, :2]], [W, W], grids=[(3, 4)] * 2), "layer 1: k: expected batch, heads and head size of q"),
     # affinities
+    ("no values, no grid", TypeError, lambda: nk.LocalAffinity(None, grid=(), window=1), "grid: expected a pair of ints (H, W), got ()"),
+    ("u and grid of no kind", TypeError, lambda: nk.LowRankAffinity(None, grid=("a", "b"), cells=1), "grid: expected a pair of ints (H, W), got ('a', 'b')"),
     ("values columns", ValueError, lambda: nk.LocalAffinity(torch.zeros(1, 12, 8), grid=(3, 4), window=3), "values: expected 3 × 3 = 9 columns for window (3, 3), got (1, 12, 8)"),
     ("u columns", ValueError, lambda: nk.LowRankAffinity(torch.zeros(1, 12, 3), grid=(3, 4), cells=(2, 2)), "u: expected 2 × 2 = 4 columns for cells (2, 2), got (1, 12, 3)"),
     ("v and cells", ValueError, lambda: nk.LowRankAffinity(torch.zeros(1, 12, 4), torch.zeros(1, 12, 4), grid=(3, 4), cells=(2, 2)), "v, cells: expected exactly one of them (v for explicit factors), got both"),
@@ -90,6 +101,10 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("alpha type", TypeError, lambda: walk(alpha="0.9"), "alpha: expected a number in [0, 1), got str"),
     ("steps", ValueError, lambda: walk(steps=-1), "steps: expected an int ≥ 0, got -1"),
     ("steps type", TypeError, lambda: walk(steps=2.5), "steps: expected an int ≥ 0, got float"),
+    ("too many steps", ValueError, lambda: walk(steps=10**30), "steps: expected an int ≥ 0 and below 2⁶³, got one of 100 bits"),
+    ("alpha past floats", ValueError, lambda: walk(alpha=10**400), "alpha: expected a number in [0, 1), got inf"),
+    ("normalize type", TypeError, lambda: walk(normalize=None), "normalize: expected True or False, got NoneType"),
+    ("check type", TypeError, lambda: walk(check=1), "check: expected True or False, got int"),
     ("steps and tol", ValueError, lambda: walk(tol=0.1), "steps, tol: expected exactly one of them, got steps=3 and tol=0.1"),
     ("no steps, no tol", ValueError, lambda: walk(steps=None), "steps, tol: expected exactly one of them, got steps=None and tol=None"),
     ("tol", ValueError, lambda: steps_for_tolerance(0.5, 0.0), "tol: expected a number > 0, got 0.0"),
@@ -100,6 +115,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("seeds range", ValueError, lambda: walk(3 * SEEDS, steps=None, tol=0.1, check=True), "seeds: tol needs seeds in [0, 1], got values in [1.5, 1.5]"),
     ("rows", ValueError, lambda: walk(steps=None, tol=0.1, check=True), "affinity: tol needs rows that sum to 1, got sums in [0.444444, 1]"),
     # backends
+    ("backend type", TypeError, lambda: walk(backend=3), "backend: expected a name such as 'cpp', or None for the best, got int"),
     ("no such backend", BackendUnavailableError, lambda: walk(backend="cudnn"), "random_walk: backend='cudnn' cannot run: there is no such backend"),
     ("no kernel", BackendUnavailableError, lambda: nk.attention_map_entropy(Q, backend="cuda"), "attention_map_entropy: backend='cuda' cannot run: there is no cuda implementation of attention_map_entropy in this version"),
 ]  # fmt: skip
@@ -131,3 +147,11 @@ def test_a_result_that_only_check_would_refuse_is_not_touched_without_it():
     seeds[0, 0, 0] = math.nan
     result = nk.random_walk(seeds, LOCAL, alpha=0.5, steps=0)
     assert result.isnan().sum() == 2, "the row with the NaN, and no other"
+
+
+def test_a_tiny_temperature_gives_the_best_head_everything():
+    entropy = torch.tensor([[[0.5], [0.25], [0.75]]])
+    for temperature in (1e-37, 1e-30):
+        assert nk.head_weights(entropy, num_keys=9, temperature=temperature).tolist() == [[0, 1, 0]]
+    weights = nk.head_weights(entropy, num_keys=9, temperature=3e38, keep=2)
+    assert torch.equal(weights, torch.tensor([[0.5, 0.5, 0.0]]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from .conftest import ROOT, WARNING, build_environment, has_compiler
+from .test_extension_symbols import UNSTABLE_NAMES, undefined_symbols
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +71,25 @@ def test_forced_without_nvcc_is_explained(project: Path) -> None:
     assert libraries == set()
     assert log.count(WARNING) == 1
     assert "there is no nvcc in CUDA_HOME/bin or on the PATH" in log
+
+
+@needs_compilers
+def test_the_kernels_compile_and_link_without_spills(project: Path) -> None:
+    """The real csrc/cuda/, for one GPU, or for all that TORCH_CUDA_ARCH_LIST names, as in `make verify`."""
+    shutil.rmtree(project / "csrc" / "cuda")
+    shutil.copytree(ROOT / "csrc" / "cuda", project / "csrc" / "cuda")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")
+    libraries, log = build(
+        project, FORCE_CUDA="1", CUDA_HOME=None, TORCH_CUDA_ARCH_LIST=architectures, NVCC_APPEND_FLAGS="-Xptxas -v"
+    )
+    assert libraries == {"_C", "_C_cuda"}, log
+    kernels = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'", log)
+    assert len(kernels) == 4 * len(architectures.split(";"))
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(spills) >= len(kernels)
+    assert set(spills) == {("0", "0", "0")}, log
+    # two blocks of 256 threads share the 65,536 registers of a multiprocessor
+    assert all(int(count) <= 128 for count in re.findall(r"Used (\d+) registers", log)), log
+    (library,) = (project / "built").rglob("_C_cuda*.so")
+    symbols = undefined_symbols(library)
+    assert not [name for name in symbols if any(part in name for part in UNSTABLE_NAMES)]

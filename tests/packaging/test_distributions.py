@@ -16,7 +16,7 @@ from .conftest import ROOT, WARNING, Build, build_environment, copy_project, has
 pytestmark = pytest.mark.slow
 
 PACKAGE = ROOT / "src" / "nerve_kernels"
-DATA_FOLDERS = ("segmentation/embedded", "evaluation/embedded_scenes")
+DATA_FOLDERS = ("segmentation/embedded", "evaluation/class_names", "evaluation/embedded_scenes")
 
 
 def package_files() -> set[str]:

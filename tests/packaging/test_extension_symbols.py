@@ -12,6 +12,9 @@ import pytest
 import nerve_kernels
 from nerve_kernels import _native
 
+# C++ names of torch (at::, c10::, torch::, caffe2::), which change from release to release
+UNSTABLE_NAMES = ("2at", "3c10", "5torch", "6caffe2")
+
 
 def undefined_symbols(library: Path) -> list[str]:
     nm = shutil.which("nm")
@@ -31,8 +34,15 @@ def symbols() -> list[str]:
 
 def test_torch_is_reached_through_its_stable_interface_only(symbols: list[str]) -> None:
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in symbols)
-    # C++ names of torch (at::, c10::, torch::, caffe2::) change from release to release
-    assert not [name for name in symbols if any(part in name for part in ("2at", "3c10", "5torch", "6caffe2"))]
+    assert not [name for name in symbols if any(part in name for part in UNSTABLE_NAMES)]
+
+
+def test_every_function_of_torch_is_in_the_oldest_release_that_is_supported(symbols: list[str]) -> None:
+    listed = Path(__file__).with_name("torch_2_10_shim.txt").read_text(encoding="utf-8").splitlines()
+    oldest = {name for name in listed if not name.startswith("#")}
+    used = {name for name in symbols if name.startswith(("aoti_torch_", "torch_"))}
+    assert used
+    assert used - oldest == set()
 
 
 def test_python_is_not_reached_at_all(symbols: list[str]) -> None:

@@ -46,6 +46,19 @@ def test_a_broken_binary_keeps_the_loader_s_words(tmp_path: Path) -> None:
     assert ADVICE in reason
 
 
+def test_the_cuda_extension_has_reasons_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = _native._load(tmp_path, "_C_cuda")
+    assert reason is not None
+    assert f"it was not compiled (there is no _C_cuda in {tmp_path}); with nvcc on the PATH" in reason
+    (tmp_path / f"_C_cuda{importlib.machinery.EXTENSION_SUFFIXES[-1]}").write_bytes(b"no library at all")
+    _native._load.cache_clear()
+    broken = _native._load(tmp_path, "_C_cuda")
+    assert broken is not None
+    assert "does not load into torch" in broken
+    monkeypatch.setattr(_native.torch.version, "cuda", None)
+    assert "is built without CUDA" in str(_native.cuda_load_error())
+
+
 @pytest.mark.usefixtures("unwarned")
 def test_one_warning_where_speed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "load_error", lambda: "it was not compiled")

@@ -106,19 +106,28 @@ def test_a_wrong_type_is_refused_by_name(field, value):
         NerveConfig(**{field: value})
 
 
-def test_exactly_one_of_steps_and_tolerance():
-    for both in ({"steps": 3, "tolerance": 0.1}, {"steps": None, "tolerance": None}):
-        with pytest.raises(ValueError, match=r"steps, tolerance: got .* exactly one"):
-            NerveConfig(**both)
+def test_exactly_one_of_steps_tolerance_and_limit():
+    for wrong in (
+        {"steps": 3, "tolerance": 0.1},
+        {"steps": None, "tolerance": None},
+        {"steps": 3, "limit_walk": True},
+    ):
+        with pytest.raises(ValueError, match=r"steps, tolerance, limit_walk: got .* exactly one"):
+            NerveConfig(**wrong)
     with pytest.raises(ValueError, match=r"tolerance: got 1\.5"):
         NerveConfig(steps=None, tolerance=1.5)
 
 
-def test_replace_lets_steps_and_tolerance_stand_for_each_other():
+def test_replace_lets_steps_tolerance_and_limit_stand_for_each_other():
+    def endings(config: NerveConfig) -> tuple[object, ...]:
+        return config.steps, config.tolerance, config.limit_walk
+
     by_tolerance = NerveConfig().replace(tolerance=0.1)
-    assert (by_tolerance.steps, by_tolerance.tolerance) == (None, 0.1)
-    by_steps = by_tolerance.replace(steps=4)
-    assert (by_steps.steps, by_steps.tolerance) == (4, None)
+    assert endings(by_tolerance) == (None, 0.1, False)
+    to_the_limit = by_tolerance.replace(limit_walk=True)
+    assert endings(to_the_limit) == (None, None, True)
+    assert endings(to_the_limit.replace(steps=0)) == (0, None, False)
+    assert NerveConfig.from_json(to_the_limit.to_json()) == to_the_limit
 
 
 def test_a_stride_that_skips_pixels_is_refused():
@@ -142,3 +151,18 @@ def test_what_is_not_json_is_refused(text):
 def test_json_that_is_no_object_is_refused():
     with pytest.raises(TypeError, match="config: got list, wanted an object"):
         NerveConfig.from_json(json.dumps([1]))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"alpha": ' + "1" * 5000 + "}", "{"])
+def test_json_that_cannot_be_read_is_refused_in_words(text):
+    with pytest.raises(ValueError, match="config: not valid JSON"):
+        NerveConfig.from_json(text)
+
+
+def test_numbers_beyond_every_float_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"alpha: got 10+, wanted a number"):
+        NerveConfig(alpha=10**400)
+    with pytest.raises(TypeError, match=r"steps: got 10+, wanted an integer"):
+        NerveConfig(steps=10**30)
+    with pytest.raises(ValueError, match="diffusion_size: got 8193, wanted an integer from 1 to 8192"):
+        NerveConfig(diffusion_size=8193)

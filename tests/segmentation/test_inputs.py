@@ -47,6 +47,11 @@ def test_results_of_equal_names_are_numbered():
     assert [stem.name for stem in result_stems(pictures, Path("out"))] == ["x", "x_2", "X_3", "x_2_2", "y"]
 
 
+def test_suffixes_that_a_result_would_lose_are_taken_off_before_names_are_compared():
+    pictures = [Path(name) for name in ("x.png", "x.png.jpg", "x.JSON.png.tif", ".png", "y.txt.png")]
+    assert [stem.name for stem in result_stems(pictures, Path("out"))] == ["x", "x_2", "x_3", ".png", "y.txt"]
+
+
 def test_labels_beside_a_picture(tmp_path):
     make_tree(tmp_path)
     assert labels_beside(tmp_path / "a.jpg") is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nerve_kernels.segmentation.pictures import NotAPictureError, load_picture, to_tensor
+from nerve_kernels.segmentation.pictures import NotAPictureError, load_picture, size_for_model, to_tensor
 
 
 def reread(picture: Image.Image, tmp_path, name: str, **options) -> Image.Image:
@@ -119,3 +119,35 @@ def test_tensor_is_resized_and_scaled():
     tensor = to_tensor(Image.new("RGB", (10, 5), (255, 0, 51)), (8, 16))
     assert tensor.shape == (1, 3, 8, 16)
     torch.testing.assert_close(tensor[0, :, 3, 3], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_very_long_pictures_cost_no_more_than_long_ones():
+    most = 1.5 * 4 * 512**2
+    for size in ((1, 1), (10, 20_000), (20_000, 10), (1, 100_000), (600, 900), (700, 3000)):
+        height, width = size_for_model(size, 512, 64)
+        assert height % 64 == width % 64 == 0
+        assert min(height, width) >= 64
+        assert height * width <= most
+        assert (height <= width) == (size[0] <= size[1])
+
+
+def test_memory_that_runs_out_is_not_taken_for_damage(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+
+    def no_memory(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
+    with pytest.raises(MemoryError):
+        load_picture(tmp_path / "x.png")
+
+
+def test_any_exception_of_a_reader_is_one_sentence(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+
+    def broken(self: Image.Image) -> None:
+        raise KeyError("chunk")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", broken)
+    with pytest.raises(NotAPictureError, match=r"x\.png: unreadable \('chunk'\)$"):
+        load_picture(tmp_path / "x.png")

@@ -250,3 +250,9 @@ def test_a_gpu_agrees_with_the_cpu(diffusion_folder, clip_folder, pipeline, wide
     wanted = pipeline(wide_picture, LABELS).token_probabilities
     tolerance = 2e-2 if dtype is None else 1e-1
     torch.testing.assert_close(seen, wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(400, 4), (4, 400), (1, 1)])
+def test_pictures_too_narrow_for_the_window_are_segmented_all_the_same(pipeline, size):
+    result = pipeline(Image.new("RGB", size, "red"), "cat, dog", window=9, cells=3, beta=0.5)
+    assert tuple(result.label_map.shape) == (size[1], size[0])

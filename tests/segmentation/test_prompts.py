@@ -118,3 +118,16 @@ def test_templates_are_resolved_or_refused():
 
 def test_braces_in_a_name_do_no_harm():
     assert fill("a photo of a {}.", "{x}") == "a photo of a {x}."
+
+
+def test_text_that_is_not_unicode_is_refused():
+    for labels in ("cat, d\udcffg", ["cat", ["dog", "\ud800"]]):
+        with pytest.raises(ValueError, match=r"labels: label 2 .* holds bytes that are not UTF-8"):
+            parse_labels(labels)
+    with pytest.raises(ValueError, match=r"background words .* not UTF-8"):
+        parse_labels("cat", ["sky\udcff"])
+
+
+def test_one_name_in_two_encodings_is_given_twice():
+    with pytest.raises(ValueError, match="given twice"):
+        parse_labels(["caf\u00e9", "cafe\u0301"])

@@ -10,7 +10,7 @@ from training import scenes as building
 from training.vocabulary import NOUN_LIST
 
 from nerve_kernels.evaluation import EmbeddedScenes, MeanIoU
-from nerve_kernels.evaluation.datasets import _manifest
+from nerve_kernels.evaluation.embedded import _manifest
 
 FOLDER = resources.files("nerve_kernels.evaluation").joinpath("embedded_scenes")
 

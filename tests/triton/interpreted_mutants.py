@@ -1,22 +1,12 @@
-"""Kernels broken on purpose: each mutant must fail the problem that the real kernel solves. See test_interpreted.py.
-
-A mutant is a copy of the package of kernels in which one line of one file is replaced.
-"""
+"""Kernels broken on purpose: each mutant must fail the problem that the real kernel solves. See test_interpreted.py."""
 
 from __future__ import annotations
-
-import importlib
-import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tests.triton.interpreted_problems import PROBLEMS
+from tests.triton.mutation import kernels_with
 
-import nerve_kernels
-
-KERNELS = Path(nerve_kernels.__file__).parent / "_triton"
 SWAPPED = """        l = factor * l  # noqa: E741
         t = factor * (t + l * delta)  # before l: it needs the old one
 """
@@ -76,31 +66,17 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def _copy_of_the_kernels(name: str, directory: Path, monkeypatch) -> Path:
-    package = directory / name
-    shutil.copytree(KERNELS, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.syspath_prepend(str(directory))
-    return package
-
-
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mutant_fails(mutant, tmp_path, monkeypatch):
+def test_a_mutant_fails(mutant, tmp_path):
     operation, file, original, replacement, options = MUTANTS[mutant]
-    package = f"kernels_of_mutant_{list(MUTANTS).index(mutant)}"
-    path = _copy_of_the_kernels(package, tmp_path, monkeypatch) / f"{file}.py"
-    source = path.read_text(encoding="utf-8")
-    assert source.count(original) >= 1, "the mutation no longer applies"
-    path.write_text(source.replace(original, replacement), encoding="utf-8")
-    broken = importlib.import_module(f"{package}.{operation}").run
-    problem = PROBLEMS[operation]
-    with pytest.raises(AssertionError):
-        problem(broken, 40, torch.float32, **options)
-    for module in [name for name in sys.modules if name.startswith(package)]:
-        del sys.modules[module]
+    with (
+        kernels_with(operation, file, original, replacement, tmp_path) as broken,
+        pytest.raises(AssertionError),
+    ):
+        PROBLEMS[operation](broken, 40, torch.float32, **options)
 
 
 @pytest.mark.parametrize("operation", PROBLEMS)
-def test_an_unbroken_copy_passes(operation, tmp_path, monkeypatch):
-    package = f"copy_of_the_kernels_for_{operation}"
-    _copy_of_the_kernels(package, tmp_path, monkeypatch)
-    PROBLEMS[operation](importlib.import_module(f"{package}.{operation}").run, 40, torch.float32)
+def test_an_unbroken_copy_passes(operation, tmp_path):
+    with kernels_with(operation, operation, "", "", tmp_path) as unbroken:
+        PROBLEMS[operation](unbroken, 40, torch.float32)

@@ -15,7 +15,8 @@ from nerve_kernels._triton import availability
 
 pytestmark = pytest.mark.skipif(availability.interpreting(), reason="says what is said without the interpreter")
 OPERATIONS = ["attention_entropy", "attention_map_entropy", "attention_marginal", "fuse_attention",
-              "fuse_attention_maps", "global_affinity", "local_affinity"]  # fmt: skip
+              "fuse_attention_maps", "global_affinity", "local_affinity", "random_walk", "random_walk_backward",
+              "window_product"]  # fmt: skip
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -17,7 +17,9 @@ HERE = Path(__file__).parent
 NUMPY_WARNINGS = "ignore:::triton.runtime.interpreter"  # NaN and log 0, where tests ask for them
 
 
-@pytest.mark.parametrize("file", ["interpreted_kernels.py", "interpreted_mutants.py"])
+@pytest.mark.parametrize(
+    "file", ["interpreted_kernels.py", "interpreted_mutants.py", "interpreted_walk.py", "interpreted_walk_mutants.py"]
+)
 def test_in_the_interpreter(file):
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", NUMPY_WARNINGS, str(HERE / file)],

@@ -11,6 +11,7 @@ from . import (
     global_affinity,
     local_affinity,
     random_walk,
+    random_walk_backward,
     random_walk_limit,
     window_product,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "global_affinity",
     "local_affinity",
     "random_walk",
+    "random_walk_backward",
     "random_walk_limit",
     "window_product",
 ]

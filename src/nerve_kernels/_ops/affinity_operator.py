@@ -1,7 +1,7 @@
 """S as an operator: products with S and Sᵀ and the gradient of its parts, from structure, never from a dense N × N.
 
-The walk and its limit, forward and adjoint, are all written with this one class. On the CPU its window product may be
-the compiled one (``native``); everything else is torch either way.
+The walk and its limit, forward and adjoint, are all written with this one class; ``native_operator`` has the same in
+compiled kernels.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ class AffinityOperator:
         cells: list[int],
         beta: float,
         dtype: torch.dtype,
-        *,
-        native: bool = False,
     ) -> None:
         values, u, v, dense = (None if part is None else part.to(dtype) for part in parts)
         self.u, self.v, self.dense = u, v, dense
         self.grid, self.window, self.cells = grid, window, cells
-        self.native = native
         self.beta = beta if values is not None else 1.0
         self.local_share = 1.0 - beta if u is not None else 1.0
         self.geometry = TileGeometry((grid[0], grid[1]), (window[0], window[1])) if values is not None else None
         self.values = values
         self._forward: Tensor | None = None
         self._adjoint: Tensor | None = None
+
+    def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
+        """P after ``steps`` steps P ← (1−α) G + α S P."""
+        restart = (1 - alpha) * seeds
+        for _ in range(steps):
+            p = torch.add(restart, self.apply(p), alpha=alpha)
+        return p
 
     def apply(self, p: Tensor) -> Tensor:
         """S P."""
@@ -52,7 +56,7 @@ class AffinityOperator:
         if self.values is not None and self.geometry is not None:
             if self._forward is None:
                 self._forward = self._prepare(self.values)
-            local = self._window_product(self._forward, p, self.geometry)
+            local = tiled_product(self._forward, p, self.geometry)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
@@ -69,7 +73,7 @@ class AffinityOperator:
         if self.values is not None and self.geometry is not None:
             if self._adjoint is None:
                 self._adjoint = self._prepare(transpose_values(self.values, self.geometry))
-            local = self._window_product(self._adjoint, p, self.geometry)
+            local = tiled_product(self._adjoint, p, self.geometry)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
@@ -77,13 +81,7 @@ class AffinityOperator:
     def _prepare(self, values: Tensor) -> Tensor:
         """Window values times their share of S, laid out for the product: once for all steps of a walk."""
         assert self.geometry is not None
-        return self.local_share * (values if self.native else tile_values(values, self.geometry))
-
-    def _window_product(self, prepared: Tensor, p: Tensor, geometry: TileGeometry) -> Tensor:
-        if not self.native:
-            return tiled_product(prepared, p, geometry)
-        result: Tensor = torch.ops.nerve_kernels._window_product_cpp(prepared, p, self.grid, self.window)
-        return result
+        return self.local_share * tile_values(values, self.geometry)
 
     def gradient(self, left: Tensor, p: Tensor) -> Parts:
         """The gradient of ⟨left, S P⟩ for each part of S: (B, …), not yet summed over a broadcast batch."""
@@ -94,9 +92,13 @@ class AffinityOperator:
             grad_u = self.beta * (left @ self._average(p).transpose(-1, -2))
             if self.v is not None:
                 grad_v = self.beta * (p @ (self.u.transpose(-1, -2) @ left).transpose(-1, -2))
-        if self.values is not None and self.geometry is not None:
-            grad_values = self.local_share * values_gradient(left, p, self.geometry)
+        if self.values is not None:
+            grad_values = self.local_share * self._values_gradient(left, p)
         return grad_values, grad_u, grad_v, None
+
+    def _values_gradient(self, left: Tensor, p: Tensor) -> Tensor:
+        assert self.geometry is not None
+        return values_gradient(left, p, self.geometry)
 
     def _average(self, p: Tensor) -> Tensor:
         """Vᵀ P."""

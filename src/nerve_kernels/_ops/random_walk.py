@@ -1,16 +1,17 @@
-"""random_walk: all L steps P ← (1−α) G + α S P as one operator, its adjoint as another."""
+"""random_walk: all L steps P ← (1−α) G + α S P as one operator; its adjoint is in ``random_walk_backward``."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._cuda import walk as persistent_walk
+from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
-from .affinity_operator import AffinityOperator, Parts, add_parts, match_parts
+from .affinity_operator import AffinityOperator, Parts
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 
 AFFINITY_SCHEMA = (
@@ -21,10 +22,19 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cpu/walk.h: it starts from ``start`` where that is given, and besides what
+# random_walk takes it takes v without u, the transpose of u without v
 define(
-    f"_random_walk_backward(Tensor grad, Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"_random_walk_cpp(Tensor seeds, Tensor? start, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
+    " -> Tensor"
 )
+# implemented by the compiled extension, csrc/cuda/
+define(
+    "_random_walk_cuda(Tensor seeds, Tensor? values, Tensor? u, SymInt[] grid, SymInt[] window, SymInt[] cells,"
+    " float beta, float alpha, SymInt steps, bool normalize, SymInt[] plan) -> Tensor"
+)
+define("_random_walk_cuda_shared_bytes(Tensor like) -> SymInt")
+define("_random_walk_cuda_resident_blocks(Tensor like, SymInt labels_per_lane, SymInt shared_bytes) -> SymInt")
 
 
 def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
@@ -32,13 +42,7 @@ def working_dtype(seeds: Tensor, parts: Parts) -> torch.dtype:
     return accumulation_dtype(seeds, *parts)
 
 
-def _walk(operator: AffinityOperator, restart: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
-    for _ in range(steps):
-        p = torch.add(restart, operator.apply(p), alpha=alpha)
-    return p
-
-
-def _row_totals(p: Tensor) -> Tensor:
+def row_totals(p: Tensor) -> Tensor:
     """Row sums to divide by; 1 where a row sums to 0, so that a zero row stays zero."""
     total = p.sum(-1, keepdim=True)
     return torch.where(total == 0, 1, total)
@@ -57,24 +61,28 @@ def eager(
     alpha: float,
     steps: int,
     normalize: bool,
-    *,
-    native: bool = False,
 ) -> Tensor:
     """A loop over structured products; one write of the result in the seeds' dtype."""
     parts = (values, u, v, dense)
     dtype = working_dtype(seeds, parts)
     wide = seeds.to(dtype)
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
-    p = _walk(operator, (1 - alpha) * wide, wide, alpha, steps)
+    operator = AffinityOperator(parts, grid, window, cells, beta, dtype)
+    p = operator.walk(wide, wide, alpha, steps)
     if normalize:
-        p = p / _row_totals(p)
+        p = p / row_totals(p)
     # the caller's seeds are never handed back as the result
     return p.to(seeds.dtype) if p is not wide or dtype != seeds.dtype else seeds.clone()
 
 
-def cpp(*arguments: Any) -> Tensor:
-    """The same loop with the compiled window product."""
-    return eager(*arguments, native=True)
+def cpp(seeds: Tensor, *arguments: Any) -> Tensor:
+    """The compiled kernel: all steps in one call, two buffers of P beside the result.
+
+    Parts stored in a lower precision are widened block by block, with one exception: a bfloat16 ``u`` on a processor
+    that multiplies such numbers itself (AVX512_BF16). There what the cells hold is rounded too, as a deviation from its
+    mean over the cells, so that what is constant over the picture stays so.
+    """
+    result: Tensor = torch.ops.nerve_kernels._random_walk_cpp(seeds, None, *arguments)
+    return result
 
 
 def _run(
@@ -93,8 +101,8 @@ def _run(
     backend: str | None = None,
 ) -> Tensor:
     tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
-    run = _backends.choose("random_walk", backend, tensors)
-    result: Tensor = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    arguments = (seeds, values, u, v, dense, grid, window, cells, beta, alpha, steps, normalize)
+    result: Tensor = _backends.choose("random_walk", backend, tensors, arguments)(*arguments)
     return result.contiguous()
 
 
@@ -102,74 +110,8 @@ def _fake(seeds: Tensor, *arguments: Any) -> Tensor:
     return seeds.new_empty(seeds.shape)
 
 
-def _run_backward(
-    grad: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    steps: int,
-    normalize: bool,
-) -> tuple[Tensor, ...]:
-    """The adjoint walk λ ← α Sᵀ λ, with dG collecting (1−α) λ and dS collecting α λ Pᵀ of every step.
-
-    P is recomputed in segments of √L steps from √L checkpoints: 2 √L copies of P are held instead of L.
-    """
-    parts = (values, u, v, dense)
-    dtype = working_dtype(seeds, parts)
-    native = _backends.native_cpu_reason((seeds,)) is None
-    operator = AffinityOperator(parts, grid, window, cells, beta, dtype, native=native)
-    wide = seeds.to(dtype)
-    restart = (1 - alpha) * wide
-    segment = max(1, math.isqrt(steps))
-    checkpoints = [wide]
-    for start in range(0, steps, segment):
-        checkpoints.append(_walk(operator, restart, checkpoints[-1], alpha, min(segment, steps - start)))
-    adjoint = grad.to(dtype)
-    if normalize:
-        total = _row_totals(checkpoints[-1])
-        result = checkpoints[-1] / total
-        # a row that sums to 0 was not divided: its total is the constant 1
-        divided = checkpoints[-1].sum(-1, keepdim=True) != 0
-        adjoint = (adjoint - torch.where(divided, (adjoint * result).sum(-1, keepdim=True), 0)) / total
-    grad_seeds = torch.zeros_like(wide, memory_format=torch.contiguous_format)
-    grad_parts: Parts | None = None
-    for index in reversed(range(len(checkpoints) - 1)):
-        first = index * segment
-        states = [checkpoints[index]]
-        for _ in range(first + 1, min(first + segment, steps)):
-            states.append(_walk(operator, restart, states[-1], alpha, 1))
-        for state in reversed(states):
-            grad_seeds.add_(adjoint, alpha=1 - alpha)
-            scaled = alpha * adjoint
-            grad_parts = add_parts(grad_parts, operator.gradient(scaled, state))
-            adjoint = operator.apply_transpose(scaled)
-    grad_seeds.add_(adjoint)
-    return grad_seeds.to(seeds.dtype), *match_parts(grad_parts or (None,) * 4, parts, seeds)
-
-
-def _fake_backward(
-    grad: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    parts = (values, u, v, dense)
-    grads = (seeds.new_empty(0) if part is None else part.new_empty(part.shape) for part in parts)
-    return seeds.new_empty(seeds.shape), *grads
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.options = inputs[5:12]
+    ctx.options = inputs[5:13]
     ctx.save_for_backward(*inputs[:5])
 
 
@@ -181,8 +123,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 implement("random_walk", _run, _fake)
-implement("_random_walk_backward", _run_backward, _fake_backward)
+torch.library.register_fake("nerve_kernels::_random_walk_cpp", _fake)
 differentiate("random_walk", _backward, _setup_context)
 fold_batch("random_walk", broadcastable=(1, 2, 3, 4))
 _backends.register("random_walk", "eager", eager)
 _backends.register("random_walk", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("random_walk", "triton", run_lazily("walk"), reason_against_walk)
+torch.library.register_fake("nerve_kernels::_random_walk_cuda", _fake)
+_backends.register(
+    "random_walk",
+    "cuda",
+    persistent_walk.run,
+    persistent_walk.reason_against_tensors,
+    persistent_walk.reason_against_walk,
+    persistent_walk.is_preferred,
+)

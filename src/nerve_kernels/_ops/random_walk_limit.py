@@ -17,6 +17,7 @@ from nerve_kernels import _backends
 
 from .affinity_operator import AffinityOperator, Parts, match_parts
 from .library import define, differentiate, implement
+from .native_operator import NativeAffinityOperator
 from .random_walk import AFFINITY_SCHEMA
 
 DENSE_SOLVE_TOKENS = 256
@@ -122,7 +123,7 @@ def eager(
     alpha: float,
     tol: float,
     *,
-    native: bool = False,
+    operator_class: type[AffinityOperator] = AffinityOperator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P, bound on |P − P_∞| including the rounding to the seeds' dtype, operator applications)."""
     parts = (values, u, v, dense)
@@ -132,7 +133,7 @@ def eager(
             f"affinity: its largest absolute row sum is {rho:.6g}, so that alpha · row sum = {alpha * rho:.6g} ≥ 1 and "
             "the walk need not converge; normalise the rows of the affinity to sum to 1"
         )
-    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64, native=native)
+    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
     product = _CountedOperator(operator.apply)
     wide = seeds.double()
     restart = (1 - alpha) * wide
@@ -150,8 +151,8 @@ def eager(
 
 
 def cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The same solver with the compiled window product."""
-    return eager(*arguments, native=True)
+    """The same solver with compiled products."""
+    return eager(*arguments, operator_class=NativeAffinityOperator)
 
 
 def _run(
@@ -199,8 +200,8 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
     parts = (values, u, v, dense)
-    native = _backends.native_cpu_reason((seeds,)) is None
-    operator = AffinityOperator(parts, grid, window, cells, beta, torch.float64, native=native)
+    operator_class = NativeAffinityOperator if _backends.native_cpu_reason((seeds,)) is None else AffinityOperator
+    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
     wide = grad.double()
     if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
         adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _backends
+from nerve_kernels._triton.availability import reason_against_walk, run_lazily
 
 from .library import accumulation_dtype, define, differentiate, fold_batch, implement
 from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
@@ -18,6 +19,7 @@ define(
 )
 # implemented by the compiled extension, csrc/cpu/
 define("_window_product_cpp(Tensor values, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor")
+define("_window_gradient_cpp(Tensor left, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor")
 
 
 def _geometry(grid: list[int], window: list[int]) -> TileGeometry:
@@ -47,6 +49,10 @@ def _fake(values: Tensor, p: Tensor, grid: list[int], window: list[int], backend
 
 def _fake_cpp(values: Tensor, p: Tensor, grid: list[int], window: list[int]) -> Tensor:
     return _fake(values, p, grid, window)
+
+
+def _fake_gradient_cpp(left: Tensor, p: Tensor, grid: list[int], window: list[int]) -> Tensor:
+    return p.new_empty((*p.shape[:2], window[0] * window[1]), dtype=accumulation_dtype(left, p))
 
 
 def _run_backward(grad: Tensor, values: Tensor, p: Tensor, grid: list[int], window: list[int]) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 implement("window_product", _run, _fake)
 implement("_window_product_backward", _run_backward, _fake_backward)
 torch.library.register_fake("nerve_kernels::_window_product_cpp", _fake_cpp)
+torch.library.register_fake("nerve_kernels::_window_gradient_cpp", _fake_gradient_cpp)
 differentiate("window_product", _backward, _setup_context)
 fold_batch("window_product", broadcastable=(0, 1))
 _backends.register("window_product", "eager", eager)
 _backends.register("window_product", "cpp", cpp, _backends.native_cpu_reason)
+_backends.register("window_product", "triton", run_lazily("window_product"), reason_against_walk)

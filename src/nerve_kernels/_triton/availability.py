@@ -59,6 +59,11 @@ def reason_against_maps(tensors: tuple[Tensor, ...]) -> str | None:
     return missing_triton() or _against_device(tensors) or _against_dtypes(tensors)
 
 
+def reason_against_walk(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why the kernels of the walk cannot take seeds and the parts of an affinity, or None."""
+    return missing_triton() or _against_device(tensors) or _against_dtypes(tensors)
+
+
 def _against_device(tensors: tuple[Tensor, ...]) -> str | None:
     devices = sorted({tensor.device.type for tensor in tensors})
     if devices == ["cuda"]:  # what torch calls ROCm devices too

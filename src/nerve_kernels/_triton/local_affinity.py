@@ -48,7 +48,7 @@ def local_affinity_kernel(
     key_valid = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     key_rows = y.to(tl.int64) * width + x
 
-    queries = height.to(tl.int64) * width
+    queries = height * width  # a batch, which has 64 bits, times it has 64 bits
     total = fused_tile(
         tl.zeros([TILE_ROWS * TILE_COLUMNS, HALO], tl.float32), q, k, w, lse, batch, heads, queries, scale,
         rows, query_valid, q_batch, q_head, q_row, q_column,

@@ -1,6 +1,26 @@
-"""Measuring segmentations: data sets with exact masks, and mean intersection over union."""
+"""Measuring segmentations: the data sets of the field, mean intersection over union, evaluation on many machines."""
 
-from .datasets import EmbeddedScene, EmbeddedScenes
+from .datasets import ADE20K, COCO, DATASETS, Cityscapes, PascalContext, PascalVOC, open_dataset
+from .embedded import EmbeddedScene, EmbeddedScenes
+from .labelled_pictures import LabelledPicture, LabelledPictures, PicturesInFiles, UnreadablePictureError
+from .layouts import DatasetNotFoundError
 from .metrics import IoUScore, MeanIoU
 
-__all__ = ["EmbeddedScene", "EmbeddedScenes", "IoUScore", "MeanIoU"]
+__all__ = [
+    "ADE20K",
+    "COCO",
+    "DATASETS",
+    "Cityscapes",
+    "DatasetNotFoundError",
+    "EmbeddedScene",
+    "EmbeddedScenes",
+    "IoUScore",
+    "LabelledPicture",
+    "LabelledPictures",
+    "MeanIoU",
+    "PascalContext",
+    "PascalVOC",
+    "PicturesInFiles",
+    "UnreadablePictureError",
+    "open_dataset",
+]

@@ -27,6 +27,62 @@ class IoUScore:
     pixel_accuracy: float
 
 
+def confusion_matrix(prediction: LabelMap, truth: LabelMap, *, classes: int, ignore_index: int = 255) -> torch.Tensor:
+    """Pixels by class, n_tp: of class t in the truth, predicted as p; counted by torchmetrics.
+
+    Args:
+        prediction: label map of integers 0 .. classes - 1.
+        truth: the same, of the same shape; pixels with the value `ignore_index` are left out.
+        classes: how many there are.
+        ignore_index: see `truth`.
+
+    Returns:
+        (classes, classes) int64 on the CPU.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), classes=2).tolist()
+        [[1, 1], [0, 0]]
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    predicted, wanted = _same_shape(prediction, truth)
+    # its own checks would sort all pixels, several times what counting them takes
+    return multiclass_confusion_matrix(
+        predicted.flatten(), wanted.flatten(), classes, ignore_index=ignore_index, validate_args=False
+    ).cpu()
+
+
+def score(counts: torch.Tensor, classes: Sequence[str]) -> IoUScore:
+    """IoU of class c = n_cc / (Σ_k n_ck + Σ_k n_kc − n_cc), and their mean.
+
+    Args:
+        counts: (C, C) confusion matrix, rows the truth, columns the prediction.
+        classes: their names.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: no pixel was counted.
+    """
+    exact = counts.double()
+    hits = exact.diagonal()
+    union = exact.sum(dim=0) + exact.sum(dim=1) - hits
+    occurs = union > 0
+    if not bool(occurs.any()):
+        raise ValueError("counts: no pixel was counted yet; call update first")
+    iou = hits[occurs] / union[occurs]
+    names = [name for name, there in zip(classes, occurs.tolist(), strict=True) if there]
+    return IoUScore(
+        miou=float(iou.mean()),
+        per_class=dict(zip(names, iou.tolist(), strict=True)),
+        pixel_accuracy=float(hits.sum() / exact.sum()),
+    )
+
+
 class MeanIoU:
     """Accumulates label maps; the counts are one ``torchmetrics`` confusion matrix.
 
@@ -61,33 +117,26 @@ class MeanIoU:
 
     def update(self, prediction: LabelMap, truth: LabelMap) -> None:
         """Count one picture (or a batch): label maps of one shape."""
-        predicted, wanted = _integers(prediction), _integers(truth)
-        if predicted.shape != wanted.shape:
-            raise ValueError(
-                f"prediction, truth: got shapes {tuple(predicted.shape)} and {tuple(wanted.shape)}, wanted the same"
-            )
+        predicted, wanted = _same_shape(prediction, truth)
         device = self.confusion.device
         self.confusion.update(predicted.flatten().to(device), wanted.flatten().to(device))
 
     def compute(self) -> IoUScore:
         """The score of everything counted so far."""
-        counts = self.confusion.compute().double()
-        hits = counts.diagonal()
-        union = counts.sum(dim=0) + counts.sum(dim=1) - hits
-        occurs = union > 0
-        if not bool(occurs.any()):
-            raise ValueError("MeanIoU: no pixel was counted yet; call update first")
-        iou = hits[occurs] / union[occurs]
-        names = [name for name, there in zip(self.classes, occurs.tolist(), strict=True) if there]
-        return IoUScore(
-            miou=float(iou.mean()),
-            per_class=dict(zip(names, iou.tolist(), strict=True)),
-            pixel_accuracy=float(hits.sum() / counts.sum()),
-        )
+        return score(self.confusion.compute(), self.classes)
 
     def reset(self) -> None:
         """Forget everything."""
         self.confusion.reset()
+
+
+def _same_shape(prediction: LabelMap, truth: LabelMap) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted, wanted = _integers(prediction), _integers(truth)
+    if predicted.shape != wanted.shape:
+        raise ValueError(
+            f"prediction, truth: got shapes {tuple(predicted.shape)} and {tuple(wanted.shape)}, wanted the same"
+        )
+    return predicted, wanted
 
 
 def _integers(label_map: LabelMap) -> torch.Tensor:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import NerveConfig
-    from .pipeline import ImageFeatures, NervePipeline
+    from .features import ImageFeatures
+    from .pipeline import NervePipeline
     from .presets import PRESETS, Preset
     from .result import Segmentation
 
@@ -27,7 +28,7 @@ __all__ = [
 _HOME = {
     "PRESETS": "presets",
     "Preset": "presets",
-    "ImageFeatures": "pipeline",
+    "ImageFeatures": "features",
     "NerveConfig": "config",
     "NervePipeline": "pipeline",
     "Segmentation": "result",

@@ -11,6 +11,7 @@ import nerve_kernels as nk
 
 from .capture import CapturedLayer
 from .config import NerveConfig
+from .stages import AFFINITY, stage
 
 
 def largest_grid(layers: Sequence[CapturedLayer]) -> tuple[int, int]:
@@ -62,11 +63,14 @@ class AffinityBuilder:
             keep=config.keep,
         )
 
+    @stage(AFFINITY)
     def build(self, config: NerveConfig) -> Any:
         """S = β S_global + (1 − β) S_local on the largest grid; at β = 0 or 1 one alone.
 
         Args:
-            config: criterion, temperature, keep, window, cells, beta and backend are used.
+            config: criterion, temperature, keep, window, cells, beta and backend are used. On a
+                picture so narrow that its grid cannot hold them, window and cells are cut to it;
+                the window then still reaches every token that it would have reached.
 
         Returns:
             An affinity for :func:`nerve_kernels.random_walk`.
@@ -77,17 +81,21 @@ class AffinityBuilder:
         k = [layer.k for layer in self.layers]
         grids = [layer.grid for layer in self.layers]
         common: dict[str, Any] = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
+        window = _at_most(config.window, [2 * side - 1 for side in self.grid])
+        fewest = [min(sides) for sides in zip(*grids, strict=True)]
+        cells = None if config.cells is None else _at_most(config.cells, fewest)
         if config.beta == 1.0:
-            return nk.global_affinity(q, k, weights, cells=config.cells, **common)
-        local = nk.local_affinity(q, k, weights, window=config.window, **common)
+            return nk.global_affinity(q, k, weights, cells=cells, **common)
+        local = nk.local_affinity(q, k, weights, window=window, **common)
         if config.beta == 0.0:
             return local
-        return nk.mix(
-            nk.global_affinity(q, k, weights, cells=config.cells, **common),
-            local,
-            beta=config.beta,
-        )
+        return nk.mix(nk.global_affinity(q, k, weights, cells=cells, **common), local, beta=config.beta)
 
     def _uniform_weights(self) -> list[torch.Tensor]:
         total = sum(layer.q.shape[1] for layer in self.layers)
         return [torch.full(layer.q.shape[:2], 1.0 / total, device=layer.q.device) for layer in self.layers]
+
+
+def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:
+    first, second = (sides, sides) if isinstance(sides, int) else sides
+    return min(first, limits[0]), min(second, limits[1])

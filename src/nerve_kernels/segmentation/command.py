@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import errno
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .config import NerveConfig
-from .inputs import find_pictures, labels_beside, result_stems
-from .loading import ModelLoadError
-from .pictures import NotAPictureError, load_picture
-from .presets import DEFAULT_PRESET, PRESETS, find_preset
-from .prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
+from nerve_kernels import __version__
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+from .config_checks import CRITERIA, SEED_MODES
+from .inputs import find_pictures, result_stems
+from .memory import advice, is_out_of_memory
+from .options import (
+    MODELS,
+    OUTPUT,
+    among,
+    check_output,
+    check_words,
+    load,
+    option,
+    read_background,
+    read_if_given,
+    read_layers,
+    read_timesteps,
+    save_settings,
+    settings_in_force,
+    words_beside,
+)
+from .pictures import NotAPictureError
+from .pipeline import NervePipeline
+from .presets import DEFAULT_PRESET, PRESETS
+from .prompts import LabelsLike
+from .report import Report
+from .stages import recording_stages
+from .templates import TEMPLATE_LISTS
 
-MODELS = "Models"
-METHOD = "Method"
-OUTPUT = "Output"
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+# Where one picture cannot be written for one of these, no other can.
+NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-def _option(*names: str, panel: str = METHOD, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nerve-segment {__version__}")
+        raise typer.Exit
 
 
 @app.command()
 def segment(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="Files, folders, or quoted globs.")],
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PICTURE", help="Files, folders, or quoted globs.", show_default=False),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -46,45 +69,114 @@ def segment(
         "segmented"
     ),
     side_by_side: Annotated[
-        bool,
-        typer.Option("--side-by-side", help="Show the picture beside its overlay.", rich_help_panel=OUTPUT),
+        bool, option("--side-by-side", panel=OUTPUT, help="Show the picture beside its overlay.")
     ] = False,
+    quiet: Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Say nothing but errors.")] = False,
+    as_json: Annotated[
+        bool, option("--json", panel=OUTPUT, help="Print a line of JSON for each picture: its files, areas, or error.")
+    ] = False,
+    explain: Annotated[
+        bool, option("--explain", panel=OUTPUT, help="Say how long each stage took, and what it ran on.")
+    ] = False,
+    save_config: Annotated[
+        Path | None,
+        option(
+            "--save-config",
+            panel=OUTPUT,
+            help="Write the settings in force to a JSON file for --config; needs no PICTURE.",
+        ),
+    ] = None,
     preset: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS)
+        str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS, autocompletion=among(*PRESETS))
     ] = DEFAULT_PRESET,
     diffusion: Annotated[
-        str | None, _option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
+        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
     ] = None,
-    clip: Annotated[str | None, _option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
-    device: Annotated[str | None, _option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, _option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
-    config: Annotated[Path | None, _option(help="JSON file of settings, in place of the preset's.")] = None,
-    background: Annotated[str | None, _option(help='Words that are background: "sky, wall", or "default".')] = None,
-    threshold: Annotated[float | None, _option(help="Least probability of a label, 0 to 1; below: background.")] = None,
-    alpha: Annotated[float | None, _option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
-    beta: Annotated[float | None, _option(help="Share of the global affinity, 0 to 1.")] = None,
-    steps: Annotated[int | None, _option(help="Steps of the walk.")] = None,
-    tolerance: Annotated[float | None, _option(help="In place of steps: largest distance to the walk's limit.")] = None,
-    temperature: Annotated[float | None, _option(help="Of the head weights, above 0.")] = None,
-    criterion: Annotated[str | None, _option(help="Head weights by entropy, information or uniform.")] = None,
-    keep: Annotated[int | None, _option(help="Use only so many attention maps, the best.")] = None,
-    window: Annotated[int | None, _option(help="Side of the local affinity's window in tokens, odd.")] = None,
-    cells: Annotated[int | None, _option(help="Cells of the global affinity along a side.")] = None,
-    timesteps: Annotated[str | None, _option(help='Noise levels: "100" or "50, 100".')] = None,
-    layers: Annotated[str | None, _option(help='Attention layers: "64", "latent/1", "up_blocks.3.*".')] = None,
-    templates: Annotated[str | None, _option(help="Prompts: imagenet80, short, photo or name.")] = None,
-    seed_mode: Annotated[str | None, _option(help="cosine or cross_attention.")] = None,
-    noise_seed: Annotated[int | None, _option(help="Seed of the noise.")] = None,
-    walk: Annotated[bool | None, _option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
-    backend: Annotated[str | None, _option(help="eager, cpp, triton or cuda; the best there is.")] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
+    device: Annotated[
+        str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.", values=("cpu", "cuda"))
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        option(
+            panel=MODELS,
+            help="float32, float16 or bfloat16; float16 on a GPU.",
+            values=("float32", "float16", "bfloat16"),
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, option(panel=MODELS, help="Shorter side of the picture for Stable Diffusion, in pixels.")
+    ] = None,
+    clip_size: Annotated[
+        int | None, option(panel=MODELS, help="Shorter side of the picture for CLIP, in pixels.")
+    ] = None,
+    config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
+    background: Annotated[str | None, option(help='Words that are background: "sky, wall", or "default".')] = None,
+    threshold: Annotated[float | None, option(help="Least probability of a label, 0 to 1; below: background.")] = None,
+    alpha: Annotated[float | None, option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
+    beta: Annotated[float | None, option(help="Share of the global affinity, 0 to 1.")] = None,
+    steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
+    tolerance: Annotated[float | None, option(help="In place of steps: largest distance to the walk's limit.")] = None,
+    temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
+    criterion: Annotated[
+        str | None, option(help="Head weights by entropy, information or uniform.", values=CRITERIA)
+    ] = None,
+    keep: Annotated[int | None, option(help="Use only so many attention maps, the best.")] = None,
+    window: Annotated[int | None, option(help="Side of the local affinity's window in tokens, odd.")] = None,
+    cells: Annotated[int | None, option(help="Cells of the global affinity along a side.")] = None,
+    timesteps: Annotated[str | None, option(help='Noise levels: "100" or "50, 100".')] = None,
+    layers: Annotated[str | None, option(help='Attention layers: "64", "latent/1", "up_blocks.3.*".')] = None,
+    templates: Annotated[
+        str | None, option(help="Prompts: imagenet80, short, photo or name.", values=tuple(TEMPLATE_LISTS))
+    ] = None,
+    seed_mode: Annotated[str | None, option(help="cosine or cross_attention.", values=SEED_MODES)] = None,
+    noise_seed: Annotated[int | None, option(help="Seed of the noise.")] = None,
+    walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
+    backend: Annotated[
+        str | None,
+        option(help="eager, cpp, triton or cuda; the best there is.", values=("eager", "cpp", "triton", "cuda")),
+    ] = None,
+    version: Annotated[
+        bool,
+        option("--version", panel="Options", help="Show the version and leave.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Colour and name what is in pictures, by any words, without training.
 
-    For each picture NAME it writes NAME_overlay.png, NAME_labels.png (indices with the VOC
-    palette) and NAME.json (area and mean probability of each label).
+    For each picture NAME it writes NAME_overlay.png, NAME_labels.png and NAME.json.
+
+    \b
+    [bold]Examples[/bold]
+    One picture, two labels; "puppy" is another word for "dog":
+      [cyan]nerve-segment park.jpg --labels "cat, dog|puppy"[/cyan]
+    A folder; what is neither is background; results go to masks/:
+      [cyan]nerve-segment photos/ -l "cat, dog" --background default --out masks[/cyan]
+    All JPEGs below a folder, labels from labels.txt beside them:
+      [cyan]nerve-segment "photos/**/*.jpg"[/cyan]
+    Stable Diffusion 1.5 and CLIP from the hub, for photographs:
+      [cyan]nerve-segment park.jpg -l "cat, grass" --preset sd15-clip-b16[/cyan]
+    What ran where, and how long it took:
+      [cyan]nerve-segment park.jpg -l "cat, grass" --explain[/cyan]
+    Keep settings, and use them again:
+      [cyan]nerve-segment --alpha 0.9 --window 9 --save-config mine.json[/cyan]
+      [cyan]nerve-segment park.jpg -l "cat, grass" --config mine.json[/cyan]
+    For scripts, a line of JSON for each picture and no progress bar:
+      [cyan]nerve-segment photos/ -l "cat, grass" --json --quiet[/cyan]
+
+    \b
+    [bold]Exit codes[/bold]
+      0    every picture was segmented and written
+      1    some could not be, or no model could be loaded; the rest is written
+      2    wrong options, before anything is computed
+      3    a fault of this program; please report it
+      130  interrupted; the files that are there are whole
     """
+    if not pictures and save_config is None:
+        raise typer.BadParameter('wanted a PICTURE, as in nerve-segment park.jpg --labels "cat, dog"; see --help')
     overrides = {
-        "background_words": _read(background, _background),
+        "diffusion_size": size,
+        "clip_size": clip_size,
+        "background_words": read_if_given(background, read_background),
         "probability_threshold": threshold,
         "alpha": alpha,
         "beta": beta,
@@ -95,8 +187,8 @@ def segment(
         "keep": keep,
         "window": window,
         "cells": cells,
-        "timesteps": _read(timesteps, lambda text: _numbers("--timesteps", text)),
-        "layers": _read(layers, _layers),
+        "timesteps": read_if_given(timesteps, read_timesteps),
+        "layers": read_if_given(layers, read_layers),
         "templates": templates,
         "seed_mode": seed_mode,
         "noise_seed": noise_seed,
@@ -104,137 +196,60 @@ def segment(
         "backend": backend,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
-    settings = _settings(config, preset, custom=bool(diffusion and clip), overrides=given)
-    files, complaints = find_pictures(pictures)
-    words: dict[Path, LabelsLike] = {file: _words_beside(file) if labels is None else labels for file in files}
-    for wanted in words.values():
-        _refusing(refuse_a_single_label, _refusing(parse_labels, wanted, settings.background_words))
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"--out: {out} is a file, wanted a folder")
-    # File names are shown as they are: no markup, no emoji codes.
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    for complaint in complaints:
-        _say(console, complaint)
-    if not files:
-        raise typer.Exit(1)
-    pipeline = _load(preset, diffusion, clip, device, dtype, settings)
-    failures = len(complaints)
+    in_force = settings_in_force(config, preset, custom=bool(diffusion and clip), overrides=given)
+    files, complaints = find_pictures(pictures or [])
+    words: dict[Path, LabelsLike] = {file: words_beside(file) if labels is None else labels for file in files}
+    if labels is not None:
+        check_words(labels, in_force)
+    for file in files if labels is None else ():
+        check_words(words[file], in_force, beside=file)
     stems = result_stems(files, out)
-    with Progress(
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        # What goes to a file or a pipe must not end up on the terminal's bar.
-        redirect_stdout=sys.stdout.isatty(),
-    ) as progress:
-        task = progress.add_task("segmenting", total=len(files))
-        for file, stem in zip(files, stems, strict=True):
-            try:
-                result = pipeline(load_picture(file), words[file])
-                written = result.save(stem, side_by_side=side_by_side)
-            except NotAPictureError as error:
-                failures += 1
-                _say(console, str(error))
-            except (OSError, ValueError, RuntimeError) as error:
-                failures += 1
-                _say(console, f"{file}: {error}")
-            else:
-                typer.echo(written["overlay"])
-            progress.advance(task)
-    if failures:
+    if files:
+        check_output(out, stems, files)
+    if save_config is not None:
+        save_settings(in_force, save_config)
+    report = Report(quiet=quiet, as_json=as_json, explain=explain)
+    for complaint in complaints:
+        report.failed(complaint)
+    if files:
+        pipeline = load(preset, diffusion, clip, device, dtype, in_force)
+        _segment_all(pipeline, files, words, stems, side_by_side=side_by_side, report=report)
+    if report.failures:
         raise typer.Exit(1)
 
 
-def _say(console: Console, line: str) -> None:
-    """One line, not wrapped."""
-    console.print(" ".join(line.split()), soft_wrap=True)
-
-
-def _read(text: str | None, reader: Callable[[str], Any]) -> Any:
-    return None if text is None else reader(text)
-
-
-def _background(text: str) -> str | tuple[str, ...]:
-    return "default" if text.strip() == "default" else split_words(text)
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in split_words(text))
-    except ValueError:
-        raise typer.BadParameter(f"{option}: got {text!r}, wanted whole numbers such as '50, 100'") from None
-
-
-def _layers(text: str) -> tuple[int | str, ...]:
-    return tuple(int(word) if word.isdigit() else word for word in split_words(text))
-
-
-def _refusing(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Run what checks options; what it refuses is a wrong use of the command."""
-    try:
-        return action(*arguments)
-    except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _settings(file: Path | None, preset: str, *, custom: bool, overrides: dict[str, Any]) -> NerveConfig:
-    def read() -> NerveConfig:
-        if file is not None:
-            try:
-                base = NerveConfig.load(file)
-            except OSError as error:
-                raise ValueError(f"--config: cannot read {file}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise ValueError(f"--config: {file} is not a text file") from None
-        elif custom:
-            base = NerveConfig()
-        else:
-            if preset not in PRESETS:
-                find_preset(preset)
-            base = PRESETS[preset].config
-        return base.replace(**overrides)
-
-    result: NerveConfig = _refusing(read)
-    return result
-
-
-def _words_beside(file: Path) -> LabelsLike:
-    found: LabelsLike | None = _refusing(labels_beside, file)
-    if found is None:
-        raise typer.BadParameter(
-            '--labels: wanted, as in --labels "cat, dog|puppy"; there is none for '
-            f"{file} in {file.with_suffix('.txt').name}, labels.txt or labels.json beside it either"
-        )
-    return found
-
-
-def _load(
-    preset: str,
-    diffusion: str | None,
-    clip: str | None,
-    device: str | None,
-    dtype: str | None,
-    settings: NerveConfig,
-) -> Any:
-    from .pipeline import NervePipeline
-    from .quiet import quiet_libraries
-
-    quiet_libraries()
-
-    def load() -> NervePipeline:
-        if diffusion and clip:
-            sources = diffusion, clip
-        else:
-            named = find_preset(preset)
-            sources = diffusion or named.diffusion, clip or named.clip
-        return NervePipeline.from_pretrained(
-            diffusion=sources[0], clip=sources[1], device=device, dtype=dtype, config=settings
-        )
-
-    try:
-        return _refusing(load)
-    except ModelLoadError as error:
-        print(f"nerve-segment: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(1) from None
+def _segment_all(
+    pipeline: NervePipeline,
+    files: list[Path],
+    words: dict[Path, LabelsLike],
+    stems: list[Path],
+    *,
+    side_by_side: bool,
+    report: Report,
+) -> None:
+    models = f"torch on {pipeline.clip.device}, {str(pipeline.clip.model.dtype).removeprefix('torch.')}"
+    with report.progress() as progress:
+        task = progress.add_task("segmenting", total=len(files))
+        for number, (file, stem) in enumerate(zip(files, stems, strict=True), start=1):
+            out_of_memory = False
+            with recording_stages() as stages:
+                try:
+                    written = pipeline(file, words[file]).save(stem, side_by_side=side_by_side)
+                except (NotAPictureError, FileNotFoundError) as error:
+                    report.failed(str(error), file)
+                except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                    out_of_memory = is_out_of_memory(error)
+                    if isinstance(error, OSError) and error.filename:
+                        report.failed(f"{error.filename}: cannot be written: {error.strerror}", file)
+                        if error.errno in NO_MORE_WRITING:
+                            if number < len(files):
+                                report.failed(f"stopped: {len(files) - number} more could not be written either")
+                            return
+                    elif not out_of_memory:
+                        report.failed(f"{file}: {error}", file)
+                else:
+                    report.done(file, written, stages, models)
+            if out_of_memory:  # here, where the error and the memory that its frames hold are gone
+                failed = next((one.name for one in stages if one.failed), None)
+                report.failed(f"{file}: {advice(pipeline, file, words[file], failed)}", file)
+            progress.advance(task)

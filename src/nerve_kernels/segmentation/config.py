@@ -25,6 +25,8 @@ CLIP_FIELDS = (
 )
 AFFINITY_FIELDS = ("criterion", "temperature", "keep", "window", "cells", "beta", "backend")
 
+_ENDINGS = ("steps", "tolerance", "limit_walk")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NerveConfig:
@@ -62,8 +64,9 @@ class NerveConfig:
         beta: share of the global affinity, in [0, 1].
         walk: False gives the seeds alone, and Stable Diffusion is not run.
         alpha: weight of the neighbours in each step, in [0, 1).
-        steps: number of steps; exactly one of `steps` and `tolerance` is given.
+        steps: number of steps; exactly one of `steps`, `tolerance` and `limit_walk` is given.
         tolerance: largest distance to the walk's limit that is accepted, in (0, 1).
+        limit_walk: solve for the walk's limit itself, after infinitely many steps.
         backend: None: the best there is.
 
     Raises:
@@ -107,6 +110,7 @@ class NerveConfig:
     alpha: float = 0.9
     steps: int | None = 20
     tolerance: float | None = None
+    limit_walk: bool = False
     backend: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,10 +125,10 @@ class NerveConfig:
                 raise TypeError(f"{field.name}: got {value!r}, wanted {check.wanted}")
             if not check.value_matches(value):
                 raise ValueError(f"{field.name}: got {value!r}, wanted {check.wanted}")
-        if (self.steps is None) == (self.tolerance is None):
+        if [self.steps is not None, self.tolerance is not None, self.limit_walk].count(True) != 1:
             raise ValueError(
-                f"steps, tolerance: got steps={self.steps}, tolerance={self.tolerance}, wanted "
-                "exactly one of them; set the other to None"
+                f"steps, tolerance, limit_walk: got steps={self.steps}, tolerance={self.tolerance}, "
+                f"limit_walk={self.limit_walk}, wanted exactly one of them; set the others to None or False"
             )
         if self.clip_window is not None and self.clip_stride > self.clip_window:
             raise ValueError(
@@ -133,7 +137,7 @@ class NerveConfig:
             )
 
     def replace(self, **changes: Any) -> NerveConfig:
-        """A copy with some fields changed; a given `steps` unsets `tolerance` and vice versa.
+        """A copy with some fields changed; of `steps`, `tolerance` and `limit_walk` a given one unsets the others.
 
         Args:
             changes: field names and their new values.
@@ -149,10 +153,10 @@ class NerveConfig:
             True
         """
         _refuse_unknown(changes)
-        if changes.get("tolerance") is not None and "steps" not in changes:
-            changes["steps"] = None
-        if changes.get("steps") is not None and "tolerance" not in changes:
-            changes["tolerance"] = None
+        for name in _ENDINGS:
+            if changes.get(name) is not None and changes[name] is not False:  # steps=0 is given too
+                changes = {**dict.fromkeys(_ENDINGS), "limit_walk": False, **changes}
+                break
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -175,7 +179,7 @@ class NerveConfig:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"config: not valid JSON: {error}") from error
         return cls.from_dict(values)
 

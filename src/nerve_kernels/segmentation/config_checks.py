@@ -14,6 +14,8 @@ SEQUENCE_FIELDS = ("timesteps", "layers", "templates", "background_words", "wind
 DENSE_FEATURES = ("value", "key_key", "query_query", "query_key")
 SEED_MODES = ("cosine", "cross_attention")
 CRITERIA = ("entropy", "information", "uniform")
+# Sixteen times what the models were trained for; what is larger is a slip, and would end in no memory at all.
+LARGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Check:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023  # else no float holds it
+    return isinstance(value, float)
 
 
 def _is_text(value: Any) -> bool:
@@ -47,6 +51,10 @@ def _tuple_of(matches: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _int_or_pair(value: Any) -> bool:
     return _is_int(value) or (_tuple_of(_is_int)(value) and len(value) == 2)
+
+
+def _is_side(value: Any) -> bool:
+    return 1 <= value <= LARGEST_SIDE
 
 
 def _sides(value: Any) -> tuple[int, ...]:
@@ -81,7 +89,7 @@ def _is_template_choice(value: Any) -> bool:
 
 
 CHECKS: dict[str, Check] = {
-    "diffusion_size": _integer(1, "an integer >= 1 (pixels)"),
+    "diffusion_size": Check(_is_int, _is_side, f"an integer from 1 to {LARGEST_SIDE} (pixels)"),
     "timesteps": Check(
         _tuple_of(_is_int),
         lambda value: len(value) > 0 and min(value) >= 0,
@@ -93,7 +101,9 @@ CHECKS: dict[str, Check] = {
         "at least one of: a grid side such as 64 or 'grid:64', 'latent/2', or a module name or glob",
     ),
     "noise_seed": _integer(0, "an integer >= 0"),
-    "clip_size": _optional_integer(1, "an integer >= 1 (pixels) or None"),
+    "clip_size": Check(
+        _optional(_is_int), _optional(_is_side), f"an integer from 1 to {LARGEST_SIDE} (pixels) or None"
+    ),
     "clip_window": _optional_integer(1, "an integer >= 1 (pixels) or None"),
     "clip_stride": _integer(1, "an integer >= 1 (pixels)"),
     "dense_features": _one_of(DENSE_FEATURES),
@@ -138,5 +148,6 @@ CHECKS: dict[str, Check] = {
         _optional(lambda value: 0 < value < 1),
         "a number in (0, 1) or None",
     ),
+    "limit_walk": _flag(),
     "backend": Check(_optional(_is_text), _optional(bool), "a backend's name or None"),
 }

@@ -13,14 +13,10 @@ from .capture import CapturedLayer, capture_layers, list_layers
 from .extras import require_extra
 from .layers import SelfAttentionLayer, select_layers
 from .loading import choose_device, choose_dtype, freeze, load_part
-from .pictures import to_tensor
+from .pictures import size_for_model, to_tensor
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-# Pictures longer than this many times their width get a smaller short side: the UNet's
-# attention grows with the square of the number of tokens.
-LONGEST_ASPECT = 4.0
 
 
 class DiffusionFeatures:
@@ -139,17 +135,10 @@ class DiffusionFeatures:
             short_side: wanted shorter side in pixels.
 
         Returns:
-            (height, width), multiples of what VAE and UNet need. Pictures longer than four
-            times their width keep the area of the longest allowed one.
+            (height, width), multiples of what VAE and UNet need; see
+            :func:`nerve_kernels.segmentation.pictures.size_for_model`.
         """
-        height, width = size
-        multiple = self.latent_factor * self.latent_multiple
-        aspect = max(size) / min(size)
-        scale = short_side / min(size) * min(1.0, (LONGEST_ASPECT / aspect) ** 0.5)
-        return (
-            max(1, round(height * scale / multiple)) * multiple,
-            max(1, round(width * scale / multiple)) * multiple,
-        )
+        return size_for_model(size, short_side, self.latent_factor * self.latent_multiple)
 
     @torch.no_grad()
     def encode(self, picture: Image.Image, *, short_side: int) -> torch.Tensor:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 
-INSTALL_COMMAND = 'pip install "nerve_kernels[segmentation]"'
+WORK_OF_EXTRA = {"segmentation": "the segmentation pipeline", "evaluation": "evaluation"}
 
 
 class MissingExtraError(ImportError):
-    """A library of the ``segmentation`` extra is not installed."""
+    """A library of one of the extras is not installed."""
 
 
-def require_extra(*libraries: str) -> None:
+def require_extra(*libraries: str, extra: str = "segmentation") -> None:
     """Raise :class:`MissingExtraError` unless every library can be imported.
 
     Args:
         libraries: import names, for example ``"diffusers"``. They are looked up, not imported.
+        extra: the extra of this package that brings them: ``"segmentation"`` or ``"evaluation"``.
 
     Raises:
         MissingExtraError: names what is missing and the command that installs it.
@@ -33,6 +34,6 @@ the segmentation pipeline needs it. Install it with: pip install "nerve_kernels[
         names = ", ".join(missing)
         verb, pronoun = ("is", "it") if len(missing) == 1 else ("are", "them")
         raise MissingExtraError(
-            f"{names} {verb} not installed: the segmentation pipeline needs {pronoun}. "
-            f"Install {pronoun} with: {INSTALL_COMMAND}"
+            f"{names} {verb} not installed: {WORK_OF_EXTRA[extra]} needs {pronoun}. "
+            f'Install {pronoun} with: pip install "nerve_kernels[{extra}]"'
         )

@@ -20,17 +20,20 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> Path:
         The path written.
 
     Raises:
-        OSError: where the folder cannot be made or written to.
+        OSError: where the folder cannot be made or written to; it names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are readable by their owner only, and would stay so once renamed.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    # Nor after the target: its name may be as long as a name can be.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with temporary.open("xb") as stream:
             stream.write(content)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)  # the file that is missing now, not the one nobody asked for
         raise
     return target

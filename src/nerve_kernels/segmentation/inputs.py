@@ -10,7 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from .pictures import readable_formats
 from .prompts import LabelsLike
+from .result import RESULT_SUFFIXES
+
+LABELS_JSON = '{"pictures": [{"file": "cat.png", "labels": ["cat", "dog"]}]}'
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -56,11 +60,14 @@ def result_stems(pictures: Iterable[Path], folder: Path) -> list[Path]:
     taken: set[str] = set()
     stems: list[Path] = []
     for picture in pictures:
-        name, number = picture.stem, 1
+        plain = Path(picture.stem)
+        while plain.suffix.lower() in RESULT_SUFFIXES:  # which Segmentation.save would take off
+            plain = plain.with_suffix("")
+        name, number = plain.name, 1
         # Without regard to case: some file systems have none.
         while name.casefold() in taken:
             number += 1
-            name = f"{picture.stem}_{number}"
+            name = f"{plain.name}_{number}"
         taken.add(name.casefold())
         stems.append(folder / name)
     return stems
@@ -89,8 +96,11 @@ def labels_beside(picture: Path) -> LabelsLike | None:
             return None
         entries = json.loads(candidate.read_text(encoding="utf-8"))["pictures"]
         found: LabelsLike | None = next((entry["labels"] for entry in entries if entry["file"] == picture.name), None)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{candidate}: cannot read labels from it ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        wanted = LABELS_JSON if candidate.suffix == ".json" else "UTF-8 text"
+        raise ValueError(
+            f"{candidate}: cannot read labels from it ({type(error).__name__}: {error}); wanted {wanted}"
+        ) from error
     return found
 
 
@@ -100,9 +110,5 @@ def _is_called_like_a_picture(path: Path) -> bool:
 
 @cache
 def _picture_suffixes() -> frozenset[str]:
-    readable = {
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in ("PDF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS", "WMF")
-    }
-    return frozenset(readable)
+    readable = readable_formats()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+LONGEST_ASPECT = 4.0
+# EPS would be run as a program, by Ghostscript; the others hand the file to whatever program registered for it.
+REFUSED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
 PictureLike = Image.Image | np.ndarray | str | os.PathLike[str]
 
 
 class NotAPictureError(ValueError):
     """What was given cannot be read as a picture."""
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in REFUSED_FORMATS)
 
 
 def load_picture(picture: PictureLike) -> Image.Image:
@@ -46,16 +58,49 @@ def load_picture(picture: PictureLike) -> Image.Image:
     path = Path(picture)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():  # reading from a pipe or a device may never end
+        raise NotAPictureError(f"{path}: not a file")
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=readable_formats()) as opened:
             opened.load()
             return _to_rgb(opened)
     except Image.DecompressionBombError as error:
         raise NotAPictureError(f"{path}: too large a picture ({error})") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow reports damage in many ways; each ends here as one plain sentence.
-        reason = "not a picture" if "cannot identify" in str(error) else f"unreadable ({error})"
-        raise NotAPictureError(f"{path}: {reason}") from error
+    except UnidentifiedImageError as error:
+        raise NotAPictureError(f"{path}: not a picture") from error
+    except PermissionError as error:
+        raise NotAPictureError(f"{path}: no permission to read it") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers report damage by nearly every exception there is
+        raise NotAPictureError(f"{path}: unreadable ({str(error) or type(error).__name__})") from error
+
+
+def size_for_model(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
+    """The size a picture is resized to for a model: whole multiples, the aspect ratio as near as they allow.
+
+    Pictures longer than four times their width keep the area of the longest allowed one: a model's cost grows with
+    the number of its tokens, or with its square. Where even one multiple is too wide for that, they are shortened.
+
+    Args:
+        size: (height, width) of the picture in pixels.
+        short_side: wanted shorter side in pixels.
+        multiple: what both sides must be multiples of, in pixels.
+
+    Returns:
+        (height, width).
+
+    Example:
+        >>> size_for_model((600, 900), 512, 64), size_for_model((10, 20000), 512, 64)
+        ((512, 768), (64, 24576))
+    """
+    scale = short_side / min(size) * min(1.0, (LONGEST_ASPECT * min(size) / max(size)) ** 0.5)
+    height, width = (max(1, round(side * scale / multiple)) for side in size)
+    # Half as much again is room for rounding, which only a side of less than one multiple exceeds.
+    most = int(1.5 * LONGEST_ASPECT * max(1, round(short_side / multiple)) ** 2)
+    short, long = min(height, width), min(max(height, width), max(1, most // min(height, width)))
+    height, width = (short, long) if size[0] <= size[1] else (long, short)
+    return height * multiple, width * multiple
 
 
 def to_tensor(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:

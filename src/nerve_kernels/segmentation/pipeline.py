@@ -4,72 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 import nerve_kernels as nk
 
 from .affinity_building import AffinityBuilder
-from .capture import CapturedLayer
-from .clip import DenseClip, PatchEmbeddings
-from .config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
+from .clip import DenseClip
+from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from .diffusion import DiffusionFeatures
+from .features import ImageFeatures
 from .model_checks import check_config
 from .pictures import PictureLike, load_picture
 from .presets import DEFAULT_PRESET, find_preset
 from .prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
+from .stages import CLIP_PICTURE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, stage
 from .templates import resolve_templates
 from .upsampling import best_labels
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFeatures:
-    """All that depends on the picture and not on the words; made by :meth:`NervePipeline.encode`.
-
-    Args:
-        picture: upright RGB.
-        patches: CLIP's patch embeddings.
-        config: what they were made with.
-        builder: makes affinities from Stable Diffusion's queries and keys; None where the walk
-            is off or :meth:`without_layers` let go of them.
-    """
-
-    picture: Image.Image
-    patches: PatchEmbeddings
-    config: NerveConfig
-    builder: AffinityBuilder | None = None
-    grid: tuple[int, int] | None = None
-    _affinities: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def layers(self) -> tuple[CapturedLayer, ...]:
-        """The captured queries and keys."""
-        return () if self.builder is None else self.builder.layers
-
-    def affinity(self, config: NerveConfig) -> Any:
-        """The affinity for a config's head weights, window, cells and mix; built once each.
-
-        Raises:
-            ValueError: it is not there and there are no queries and keys to build it from.
-        """
-        key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
-        if key not in self._affinities:
-            if self.builder is None:
-                raise ValueError(
-                    "features: they hold no queries and keys to build this affinity from; "
-                    "encode the picture again with walk=True and these settings"
-                )
-            self._affinities[key] = self.builder.build(config)
-        return self._affinities[key]
-
-    def without_layers(self) -> ImageFeatures:
-        """The same features with the affinities built so far, without queries and keys."""
-        return replace(self, builder=None)
 
 
 class NervePipeline:
@@ -193,27 +147,30 @@ class NervePipeline:
             Features for any number of calls of :meth:`segment`.
         """
         config = config or self.config
-        picture = load_picture(image)
+        with stage(READ):
+            picture = load_picture(image)
         check_config(config, self.diffusion, self.clip)  # before the costly part
-        patches = self.clip.embed_picture(
-            picture,
-            short_side=config.clip_size,
-            window=config.clip_window,
-            stride=config.clip_stride,
-            features=config.dense_features,
-            residual=config.clip_residual,
-            feed_forward=config.clip_feed_forward,
-        )
+        with stage(CLIP_PICTURE):
+            patches = self.clip.embed_picture(
+                picture,
+                short_side=config.clip_size,
+                window=config.clip_window,
+                stride=config.clip_stride,
+                features=config.dense_features,
+                residual=config.clip_residual,
+                feed_forward=config.clip_feed_forward,
+            )
         if not config.walk:
             return ImageFeatures(picture, patches, config)
-        layers = self.diffusion(
-            picture,
-            short_side=config.diffusion_size,
-            timesteps=config.timesteps,
-            layers=config.layers,
-            # On the CPU, so that a seed means the same noise on every machine.
-            generator=torch.Generator().manual_seed(config.noise_seed),
-        )
+        with stage(DIFFUSION):
+            layers = self.diffusion(
+                picture,
+                short_side=config.diffusion_size,
+                timesteps=config.timesteps,
+                layers=config.layers,
+                # On the CPU, so that a seed means the same noise on every machine.
+                generator=torch.Generator().manual_seed(config.noise_seed),
+            )
         builder = AffinityBuilder(layers)
         features = ImageFeatures(picture, patches, config, builder, builder.grid)
         features.affinity(config)
@@ -240,33 +197,30 @@ class NervePipeline:
         config = config or features.config
         self._check_config(features, config)
         label_set = self._check_labels(labels, config)
-        texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
-        similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
-        probabilities = seeds_from_similarity(
-            similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
-        )
+        with stage(CLIP_WORDS):
+            texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
+        with stage(SEEDS):
+            similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
+            probabilities = seeds_from_similarity(
+                similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
+            )
         grid = features.patches.grid
         if config.walk:
             affinity = features.affinity(config)
             assert features.grid is not None  # an affinity has been built, so there is a grid
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
-            probabilities = nk.random_walk(
-                probabilities,
-                affinity,
-                alpha=config.alpha,
-                steps=config.steps,
-                tol=config.tolerance,
-                backend=config.backend,
-            )
+            with stage(WALK):
+                probabilities = _walk(probabilities, affinity, config)
         planes = probabilities.T.reshape(-1, *grid)
         picture = features.picture
-        label_map = best_labels(
-            planes,
-            (picture.height, picture.width),
-            threshold=config.probability_threshold,
-            background=label_set.background,
-        )
+        with stage(PIXELS):
+            label_map = best_labels(
+                planes,
+                (picture.height, picture.width),
+                threshold=config.probability_threshold,
+                background=label_set.background,
+            )
         return Segmentation(
             picture=picture,
             labels=label_set.shown,
@@ -290,3 +244,13 @@ class NervePipeline:
                 f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
                 f"{getattr(features.config, name)!r}; encode the picture again with this config"
             )
+
+
+def _walk(seeds: torch.Tensor, affinity: Any, config: NerveConfig) -> torch.Tensor:
+    if config.limit_walk:
+        limit = nk.random_walk_limit(seeds, affinity, alpha=config.alpha, backend=config.backend)
+        assert isinstance(limit, torch.Tensor)  # a tuple only where the bound is asked for
+        return limit
+    return nk.random_walk(
+        seeds, affinity, alpha=config.alpha, steps=config.steps, tol=config.tolerance, backend=config.backend
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,7 @@ def refuse_a_single_label(labels: LabelSet) -> None:
     if len(labels.shown) < 2:
         raise ValueError(
             f"labels: got only {labels.shown[0]!r}, so every pixel would be that; give a second label, or "
-            "background words ('default' is a usual list)"
+            "background words ('default' is a usual list; on the command line, --background default)"
         )
 
 
@@ -145,6 +146,7 @@ def _names_of(label: str | Sequence[str], number: int) -> tuple[str, ...]:
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"labels: label {number} is {label!r}, wanted text or a list of names")
     cleaned = tuple(" ".join(name.split()) for name in names)
+    _refuse_broken_text(cleaned, f"label {number}")
     if not cleaned or not any(cleaned):
         raise ValueError(f"labels: label {number} is empty; write names between the commas, as in 'cat, dog|puppy'")
     if not all(cleaned):
@@ -159,16 +161,24 @@ def _background_names(words: str | Sequence[str], labels: list[tuple[str, ...]])
     if isinstance(words, str):
         words = split_words(words)
     cleaned = tuple(" ".join(word.split()) for word in words)
+    _refuse_broken_text(cleaned, "background words")
     if not all(cleaned):
         raise ValueError("background_words: got an empty word, wanted words such as 'sky'")
     return cleaned
+
+
+def _refuse_broken_text(names: Sequence[str], where: str) -> None:
+    """Bytes that are not UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"labels: {where} ({name!r}) holds bytes that are not UTF-8; write it as UTF-8 text")
 
 
 def _refuse_duplicates(shown: list[str], asked: list[tuple[str, ...]]) -> None:
     owner: dict[str, str] = {}
     for label, names in zip(shown, asked, strict=True):
         for name in names:
-            key = name.casefold()
+            key = unicodedata.normalize("NFKC", name).casefold()  # one name in two encodings looks the same
             if key in owner:
                 raise ValueError(
                     f"labels: {name!r} is given twice (in {owner[key]!r} and {label!r}); each name may stand for "

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 
 def quiet_libraries() -> None:
-    """Let diffusers and transformers report errors only, and draw no progress bars."""
+    """Let diffusers, transformers and Pillow report errors only, and draw no progress bars."""
+    import logging
+    import warnings
+
     import diffusers.utils.logging
     import transformers.utils.logging
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture that cannot be read is reported by name
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -15,7 +15,11 @@ from PIL import Image
 
 from .files import write_whole
 from .render import indexed_picture, render_overlay
+from .stages import WRITE, stage
 from .upsampling import upsample
+
+RESULT_SUFFIXES = (".png", ".json")
+RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,7 @@ class Segmentation:
         """Labels as palette indices; see :func:`indexed_picture`."""
         return indexed_picture(self.label_map, background=self.background)
 
+    @stage(WRITE)
     def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
         """Write overlay, labels and summary, each whole or not at all.
 
@@ -104,16 +109,17 @@ class Segmentation:
             OSError: where the folder cannot be made or written to.
         """
         stem = Path(path)
-        if stem.suffix.lower() in (".png", ".json"):
+        if stem.suffix.lower() in RESULT_SUFFIXES:
             stem = stem.with_suffix("")
         contents = {
-            "overlay": ("_overlay.png", _png(self.overlay(side_by_side=side_by_side))),
-            "labels": ("_labels.png", _png(self.indexed())),
-            "summary": (".json", (json.dumps(self.summary(), indent=2) + "\n").encode()),
+            "overlay": _png(self.overlay(side_by_side=side_by_side)),
+            "labels": _png(self.indexed()),
+            "summary": (json.dumps(self.summary(), indent=2) + "\n").encode(),
         }
+        # The summary last: where it is, the others are too.
         return {
-            name: write_whole(stem.with_name(stem.name + ending), content)
-            for name, (ending, content) in contents.items()
+            name: write_whole(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)
+            for name, content in contents.items()
         }
 
 

@@ -2,78 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any of the hub's libraries is imported
-
 import dataclasses
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from PIL import Image
-from tests.segmentation.tiny_checkpoints import make_clip, make_stable_diffusion
-from typer.testing import CliRunner, Result
-
-from nerve_kernels import cli
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("models")
-    make_stable_diffusion(folder / "diffusion")
-    make_clip(folder / "clip")
-    config = folder / "config.json"
-    config.write_text(
-        json.dumps(
-            {"diffusion_size": 32, "clip_size": 32, "clip_window": None, "templates": "name", "window": 3, "steps": 3}
-        )
-    )
-    return [
-        "--diffusion",
-        str(folder / "diffusion"),
-        "--clip",
-        str(folder / "clip"),
-        "--config",
-        str(config),
-        "--device",
-        "cpu",
-    ]
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.radial_gradient("L").resize((90, 60)).save(folder / "wide.png")
-    Image.linear_gradient("L").resize((40, 70)).convert("CMYK").save(folder / "tall.jpg")
-    return folder
-
-
-def run(*arguments: object) -> Result:
-    """Through typer's runner, in this process."""
-    from nerve_kernels.segmentation.command import app
-
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Through the entry point, in this process."""
-    with pytest.raises(SystemExit) as leaving:
-        cli.main([str(argument) for argument in arguments])
-    seen = capsys.readouterr()
-    return int(leaving.value.code or 0), seen.out, seen.err
-
-
-def written(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+from tests.cli.command_line import run, run_main, written
 
 
 def test_a_folder(models, pictures, tmp_path):
@@ -142,7 +81,7 @@ def test_options_override_the_config(models, pictures, tmp_path, monkeypatch):
             reached.append(dataclasses.asdict(arguments[-1]))  # type: ignore[call-overload]
             raise typer.Exit(0)
 
-        monkeypatch.setattr(command, "_load", stop)
+        monkeypatch.setattr(command, "load", stop)
         assert run(pictures / "wide.png", "-l", "cat, dog", *models, *options).exit_code == 0
         return reached[0]
 
@@ -168,6 +107,8 @@ def test_options_override_the_config(models, pictures, tmp_path, monkeypatch):
         (("--background", "default"), {"background_words": "default"}),
         (("--threshold", 0.1), {"probability_threshold": 0.1}),
         (("--backend", "eager"), {"backend": "eager"}),
+        (("--size", 64), {"diffusion_size": 64}),
+        (("--clip-size", 48), {"clip_size": 48}),
     ):
         assert settings(*options) == {**plain, **changed}
 
@@ -196,6 +137,15 @@ def test_labels_beside_the_pictures(models, pictures, tmp_path):
         for name in ("wide", "tall")
     }
     assert seen == {"wide": ["cat", "dog"], "tall": ["sky", "grass"]}
+
+
+def test_labels_beside_a_picture_that_cannot_be_used_are_refused_with_its_name(models, pictures, tmp_path, capsys):
+    (pictures / "labels.txt").write_text("cat, dog")
+    (pictures / "tall.txt").write_text("cat,,dog")
+    code, _, err = run_main(capsys, pictures, "-o", tmp_path / "out", *models)
+    assert code == 2
+    assert "labels: label 2 is empty; write names between the commas, as in 'cat, dog|puppy' (found beside " in err
+    assert err.endswith(f"{pictures / 'tall.jpg'})\n")
 
 
 @pytest.mark.parametrize(

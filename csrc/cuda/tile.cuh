@@ -1,0 +1,240 @@
+#pragma once
+
+// A block's tile of tokens: what it keeps in shared memory, and what it exchanges with other blocks.
+
+#include "numbers.cuh"
+
+namespace nerve_kernels::cuda {
+
+template <int kLabelsPerLane>
+struct Tile {
+  static constexpr int kLabels = kLabelLanes * kLabelsPerLane;
+  static constexpr int kVectors = kLabels / 4;                        // of a token, in float4
+  static constexpr int kPairs = kTokensPerLane * kLabelsPerLane / 2;  // of a lane, in float2
+
+  static constexpr int kLoads = 4;  // of a thread under way at once, when it fetches what others published
+
+  const Walk& walk;
+  const SharedLayout layout;
+  float *const tile, *const restart, *const values, *const u, *const exchange;
+  Cell* const cells;
+  Piece* const pieces;
+  const int thread, warp, lane;
+  int part, image, first_label;            // of this block
+  int top, left;                           // of its tile on the grid
+  int first_cell_row, first_cell_column;   // of the cells that its tile touches
+  int num_pieces, pieces_wide;
+
+  __device__ Tile(const Walk& walk, float* memory)
+      : walk(walk), layout(walk, kLabelsPerLane), tile(memory + layout.tile), restart(memory + layout.restart),
+        values(memory + layout.values), u(memory + layout.u), exchange(memory + layout.exchange),
+        cells(reinterpret_cast<Cell*>(memory + layout.cells)),
+        pieces(reinterpret_cast<Piece*>(memory + layout.pieces)), thread(threadIdx.x), warp(thread / 32),
+        lane(thread % 32) {
+    const int tiles = walk.tiles_high() * walk.tiles_wide();
+    const int index = blockIdx.x % tiles;
+    part = blockIdx.x / tiles;
+    image = part / walk.label_parts;
+    first_label = part % walk.label_parts * kLabels;
+    top = index / walk.tiles_wide() << walk.tile_height_bits;
+    left = index % walk.tiles_wide() << walk.tile_width_bits;
+    num_pieces = 0;
+    if (walk.num_cells() > 0) {
+      const int bottom = min(top + walk.tile_height(), walk.height);
+      const int right = min(left + walk.tile_width(), walk.width);
+      first_cell_row = cell_of(top, walk.height, walk.cells_high);
+      first_cell_column = cell_of(left, walk.width, walk.cells_wide);
+      pieces_wide = cell_of(right - 1, walk.width, walk.cells_wide) - first_cell_column + 1;
+      num_pieces = (cell_of(bottom - 1, walk.height, walk.cells_high) - first_cell_row + 1) * pieces_wide;
+    }
+  }
+
+  // Cell a covers positions floor(a * side / cells) ... floor((a + 1) * side / cells) - 1.
+  __device__ static int cell_begin(int cell, int side, int cells) { return cell * side / cells; }
+  __device__ static int cell_of(int position, int side, int cells) { return ((position + 1) * cells - 1) / side; }
+
+  __device__ bool on_grid(int y, int x) const { return y >= 0 && y < walk.height && x >= 0 && x < walk.width; }
+  __device__ int64_t token_at(int y, int x) const { return int64_t{y} * walk.width + x; }
+  __device__ float* in_tile(int y, int x) const {
+    return tile + (y + walk.radius_y()) * layout.row_stride + (x + walk.radius_x()) * kLabels;
+  }
+  __device__ float* published(int64_t step) const {
+    return walk.published + ((step & 1) * walk.num_parts() + part) * walk.num_tokens() * kLabels;
+  }
+  __device__ float* published_pieces(int64_t step) const {
+    return walk.pieces + ((step & 1) * walk.num_parts() + part) * walk.num_slots() * kLabels;
+  }
+  __device__ int quads_wide_bits() const { return walk.tile_width_bits - 2; }
+  __device__ int quad_row(int quad) const { return quad >> quads_wide_bits(); }
+  __device__ int quad_column(int quad) const { return (quad & ((1 << quads_wide_bits()) - 1)) * kTokensPerLane; }
+
+  // Pair i of the tile's labels: pairs are numbered as lanes hold them, pair by pair and lane by lane.
+  __device__ float* tile_pair(int i) const {
+    const int pair = i / 32 % kPairs, token = pair / (kLabelsPerLane / 2);
+    const int quad = i / 32 / kPairs * (kTokensPerWarp / kTokensPerLane) + i % 32 / kLabelLanes;
+    return in_tile(quad_row(quad), quad_column(quad) + token) + i % kLabelLanes * kLabelsPerLane +
+           pair % (kLabelsPerLane / 2) * 2;
+  }
+
+  // ---- what stays in shared memory ---------------------------------------------------------------------------------
+
+  __device__ void load_seeds() const {
+    for (int i = thread; i < layout.restart - layout.tile; i += kThreads) tile[i] = 0;  // the halo off the grid
+    __syncthreads();
+    with_number(walk.seeds_number, [&](auto number) {
+      const auto* seeds = static_cast<const decltype(number)*>(walk.seeds);
+      for (int i = thread; i < walk.tile_tokens() * kLabels; i += kThreads) {
+        const int token = i / kLabels, label = i % kLabels;
+        const int y = token >> walk.tile_width_bits, x = token & (walk.tile_width() - 1);
+        if (on_grid(top + y, left + x) && first_label + label < walk.labels) {
+          const int64_t row = image * walk.num_tokens() + token_at(top + y, left + x);
+          in_tile(y, x)[label] = widen(seeds[row * walk.labels + first_label + label]);
+        }
+      }
+    });
+    __syncthreads();
+    for (int i = thread; i < walk.tile_tokens() * kLabels / 2; i += kThreads) {
+      const float2 seed = *reinterpret_cast<const float2*>(tile_pair(i));
+      reinterpret_cast<float2*>(restart)[i] =
+          make_float2(walk.restart_share * seed.x, walk.restart_share * seed.y);
+    }
+  }
+
+  // Columns `first` ... `first + count - 1` of the tile's rows of a matrix (tokens, row_length), times `share`:
+  // to[column][token]. Where `counts(y, x, column)` is false the matrix is not read, and 0 is written.
+  template <typename Counts>
+  __device__ void load_transposed(Number number, const void* matrix, int64_t first_token, int row_length, float share,
+                                  int first, int count, float* to, Counts&& counts) const {
+    const int quads_bits = walk.tile_height_bits + quads_wide_bits();
+    with_number(number, [&](auto stored) {
+      const auto* from = static_cast<const decltype(stored)*>(matrix);
+      for (int item = warp; item < (count + 31) / 32 << quads_bits; item += kWarps) {
+        const int column = (item >> quads_bits) * 32 + lane, quad = item & ((1 << quads_bits) - 1);
+        if (column >= count) continue;
+        const int y = top + quad_row(quad), x = left + quad_column(quad);
+        float four[kTokensPerLane];
+#pragma unroll
+        for (int t = 0; t < kTokensPerLane; ++t) {
+          const bool wanted = on_grid(y, x + t) && counts(y, x + t, first + column);
+          const int64_t row = first_token + token_at(y, x + t);
+          four[t] = wanted ? share * widen(from[row * row_length + first + column]) : 0.0f;
+        }
+        *reinterpret_cast<float4*>(to + column * layout.token_stride + quad * kTokensPerLane) =
+            make_float4(four[0], four[1], four[2], four[3]);
+      }
+    });
+  }
+
+  __device__ void load_values() const {
+    load_transposed(walk.values_number, walk.values, walk.values_shared ? 0 : image * walk.num_tokens(),
+                    walk.window_size(), walk.local_share, 0, walk.window_size(), values, [&](int y, int x, int place) {
+                      const int dy = place / walk.window_width, dx = place - dy * walk.window_width;
+                      return on_grid(y + dy - walk.radius_y(), x + dx - walk.radius_x());
+                    });
+  }
+
+  __device__ void load_u(int first, int count) const {
+    load_transposed(walk.u_number, walk.u, walk.u_shared ? 0 : image * walk.num_tokens(), walk.num_cells(),
+                    walk.global_share, first, count, u, [](int, int, int) { return true; });
+  }
+
+  __device__ void list_cells() const {
+    for (int i = thread; i < walk.num_cells(); i += kThreads) {
+      const int a = i / walk.cells_wide, b = i % walk.cells_wide;
+      const int tile_row = cell_begin(a, walk.height, walk.cells_high) >> walk.tile_height_bits;
+      const int tile_column = cell_begin(b, walk.width, walk.cells_wide) >> walk.tile_width_bits;
+      const int last_row = (cell_begin(a + 1, walk.height, walk.cells_high) - 1) >> walk.tile_height_bits;
+      const int last_column = (cell_begin(b + 1, walk.width, walk.cells_wide) - 1) >> walk.tile_width_bits;
+      cells[i].slot = (tile_row + a) * walk.slots_wide() + tile_column + b;
+      cells[i].rows = static_cast<int16_t>(last_row - tile_row + 1);
+      cells[i].columns = static_cast<int16_t>(last_column - tile_column + 1);
+    }
+    for (int i = thread; i < num_pieces; i += kThreads) {
+      const int a = first_cell_row + i / pieces_wide, b = first_cell_column + i % pieces_wide;
+      const int y0 = cell_begin(a, walk.height, walk.cells_high), y1 = cell_begin(a + 1, walk.height, walk.cells_high);
+      const int x0 = cell_begin(b, walk.width, walk.cells_wide), x1 = cell_begin(b + 1, walk.width, walk.cells_wide);
+      Piece& piece = pieces[i];
+      piece.top = static_cast<int16_t>(max(y0 - top, 0));
+      piece.bottom = static_cast<int16_t>(min(y1 - top, walk.tile_height()));
+      piece.left = static_cast<int16_t>(max(x0 - left, 0));
+      piece.right = static_cast<int16_t>(min(x1 - left, walk.tile_width()));
+      piece.slot = ((top >> walk.tile_height_bits) + a) * walk.slots_wide() + (left >> walk.tile_width_bits) + b;
+      piece.share = 1.0f / static_cast<float>((y1 - y0) * (x1 - x0));
+    }
+  }
+
+  // ---- the exchange with other blocks ------------------------------------------------------------------------------
+
+  // This tile's P and its pieces of cells, for the step after `step` of all blocks.
+  __device__ void publish(int64_t step) const {
+    if (walk.window_size() > 0) {
+      const int vectors = min(walk.tile_width(), walk.width - left) * kVectors;
+      for (int y = warp; y < walk.tile_height() && top + y < walk.height; y += kWarps) {
+        float4* to = reinterpret_cast<float4*>(published(step) + token_at(top + y, left) * kLabels);
+        for (int i = lane; i < vectors; i += 32) to[i] = reinterpret_cast<const float4*>(in_tile(y, 0))[i];
+      }
+    }
+    for (int i = thread; i < num_pieces * kLabels; i += kThreads) {
+      const Piece piece = pieces[i / kLabels];
+      const int label = i % kLabels;
+      float sum = 0;
+      for (int y = piece.top; y < piece.bottom; ++y)
+        for (int x = piece.left; x < piece.right; ++x) sum += in_tile(y, x)[label];
+      published_pieces(step)[int64_t{piece.slot} * kLabels + label] = piece.share * sum;
+    }
+  }
+
+  // The tokens around the tile, as other blocks published them; those off the grid stay 0.
+  __device__ void fetch_halo(int64_t step) const {
+    if (walk.window_size() == 0) return;
+    constexpr int kAcross = 64, kRows = kThreads / kAcross;  // threads along a row, rows at a time
+    const int first_x = max(left - walk.radius_x(), 0);
+    const int end_x = min(left + walk.tile_width() + walk.radius_x(), walk.width);
+    const int first_y = max(-walk.radius_y(), -top);
+    const int end_y = min(walk.tile_height() + walk.radius_y(), walk.height - top);
+    const int own_begin = (left - first_x) * kVectors, own_end = own_begin + walk.tile_width() * kVectors;
+    const float4* from = reinterpret_cast<const float4*>(published(step)) + first_x * kVectors;
+    for (int i = thread % kAcross; i < (end_x - first_x) * kVectors; i += kAcross) {
+      const bool own_column = i >= own_begin && i < own_end;
+      const auto wanted = [&](int y) { return y < end_y && !(own_column && y >= 0 && y < walk.tile_height()); };
+      for (int y = first_y + thread / kAcross; y < end_y; y += kLoads * kRows) {
+        float4 fetched[kLoads] = {};
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j)
+          if (wanted(y + j * kRows)) fetched[j] = __ldcg(from + token_at(top + y + j * kRows, 0) * kVectors + i);
+#pragma unroll
+        for (int j = 0; j < kLoads; ++j)
+          if (wanted(y + j * kRows))
+            reinterpret_cast<float4*>(in_tile(y + j * kRows, first_x - left))[i] = fetched[j];
+      }
+    }
+  }
+
+  // T of cells `first` ... `first + count - 1`: exchange[cell][label].
+  __device__ void fetch_averages(int64_t step, int first, int count) const {
+    const float4* from = reinterpret_cast<const float4*>(published_pieces(step));
+    float4* to = reinterpret_cast<float4*>(exchange);
+    for (int begin = thread; begin < count * kVectors; begin += kLoads * kThreads) {
+      float4 average[kLoads] = {};
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int i = begin + j * kThreads;
+        if (i < count * kVectors) average[j] = __ldcg(from + cells[first + i / kVectors].slot * kVectors + i % kVectors);
+      }
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const int i = begin + j * kThreads;
+        if (i >= count * kVectors) break;
+        const Cell cell = cells[first + i / kVectors];
+        for (int piece = 1; piece < cell.rows * cell.columns; ++piece) {
+          const int slot = cell.slot + piece / cell.columns * walk.slots_wide() + piece % cell.columns;
+          const float4 more = __ldcg(from + slot * kVectors + i % kVectors);
+          average[j].x += more.x, average[j].y += more.y, average[j].z += more.z, average[j].w += more.w;
+        }
+        to[i] = average[j];
+      }
+    }
+  }
+};
+
+}  // namespace nerve_kernels::cuda

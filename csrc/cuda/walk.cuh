@@ -1,0 +1,182 @@
+#pragma once
+
+// The whole random walk P ← (1-α) G + α (β U T + (1-β) S_local P), T the averages of P over cells, in one launch.
+//
+// A block owns a tile of tokens and a range of labels, the walk of which needs no other label. It keeps its P, its
+// restart term, its window values and its rows of U in shared memory for all steps. Once a step the blocks exchange
+// what others need of P, the tokens around a tile and the averages over cells, through buffers in global memory, which
+// stay in L2; two buffers in turn, so that one grid barrier a step is enough. What another block wrote is read with
+// __ldcg, which passes over the L1 cache: that one is not coherent between multiprocessors.
+//
+// A warp multiplies 32 tokens × the block's labels, each lane 4 tokens × kLabelsPerLane labels in registers. The warps
+// that share 32 tokens split the cells and the rows of the window among them; their sums are added in a fixed order, so
+// results are bitwise repeatable. Everything is computed in float32.
+
+#include "tile.cuh"
+
+namespace nerve_kernels::cuda {
+
+template <int kLabelsPerLane>
+struct TileWalk : Tile<kLabelsPerLane> {
+  using Base = Tile<kLabelsPerLane>;
+  using Sums = float[kTokensPerLane][kLabelsPerLane];
+  using Base::Base, Base::kLabels, Base::kPairs;
+  using Base::walk, Base::layout, Base::restart, Base::values, Base::u, Base::exchange;
+  using Base::thread, Base::warp, Base::lane, Base::part, Base::image, Base::first_label, Base::top, Base::left;
+  using Base::in_tile, Base::tile_pair, Base::quad_row, Base::quad_column, Base::on_grid, Base::token_at;
+  using Base::fetch_halo, Base::fetch_averages, Base::load_u;
+
+  // The warps that share 32 tokens are neighbours; a power of two.
+  __device__ int warps_per_tokens() const { return kThreads >> (walk.tile_height_bits + walk.tile_width_bits); }
+  __device__ int warp_in_group() const { return warp & (warps_per_tokens() - 1); }
+  __device__ int lane_quad() const {
+    return warp / warps_per_tokens() * (kTokensPerWarp / kTokensPerLane) + lane / kLabelLanes;
+  }
+  __device__ int lane_label() const { return lane % kLabelLanes * kLabelsPerLane; }
+
+  __device__ static void multiply_add(const float4& weights, const float* labels0, const float* labels1,
+                                      const float* labels2, const float* labels3, Sums& sums) {
+#pragma unroll
+    for (int label = 0; label < kLabelsPerLane; ++label) {
+      sums[0][label] += weights.x * labels0[label];
+      sums[1][label] += weights.y * labels1[label];
+      sums[2][label] += weights.z * labels2[label];
+      sums[3][label] += weights.w * labels3[label];
+    }
+  }
+
+  // This warp's rows of the window. Four neighbouring tokens share all but one of the tokens that each looks at.
+  __device__ void add_window(Sums& sums) const {
+    for (int dy = warp_in_group(); dy < walk.window_height; dy += warps_per_tokens()) {
+      const float* row = in_tile(quad_row(lane_quad()) + dy - walk.radius_y(),
+                                 quad_column(lane_quad()) - walk.radius_x()) + lane_label();
+      const float* weights = values + dy * walk.window_width * layout.token_stride + lane_quad() * kTokensPerLane;
+      float seen[4][kLabelsPerLane];  // of token x in seen[x % 4]
+#pragma unroll
+      for (int x = 0; x < 3; ++x) load_labels(row + x * kLabels, seen[x]);
+      for (int dx = 0; dx < walk.window_width; dx += 4) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (dx + j >= walk.window_width) break;
+          load_labels(row + (dx + j + 3) * kLabels, seen[(j + 3) % 4]);
+          multiply_add(*reinterpret_cast<const float4*>(weights + (dx + j) * layout.token_stride), seen[j],
+                       seen[(j + 1) % 4], seen[(j + 2) % 4], seen[(j + 3) % 4], sums);
+        }
+      }
+    }
+  }
+
+  // This warp's share of `count` cells, U from row `first` of u and T from the exchange.
+  __device__ void add_cells(int first, int count, Sums& sums) const {
+    const float* weights = u + first * layout.token_stride + lane_quad() * kTokensPerLane;
+    const float* averages = exchange + lane_label();
+#pragma unroll 4
+    for (int cell = warp_in_group(); cell < count; cell += warps_per_tokens()) {
+      float average[kLabelsPerLane];
+      load_labels(averages + cell * kLabels, average);
+      multiply_add(*reinterpret_cast<const float4*>(weights + cell * layout.token_stride), average, average, average,
+                   average, sums);
+    }
+  }
+
+  // P = restart + the sums of all warps; the exchange is free again, and nobody reads the tile any more.
+  __device__ void combine(const Sums& sums) const {
+    float2* all = reinterpret_cast<float2*>(exchange);
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int token = pair / (kLabelsPerLane / 2), label = pair % (kLabelsPerLane / 2) * 2;
+      all[(warp * kPairs + pair) * 32 + lane] = make_float2(sums[token][label], sums[token][label + 1]);
+    }
+    __syncthreads();
+    constexpr int kPairsPerWarp = kPairs * 32;
+    for (int i = thread; i < walk.tile_tokens() * kLabels / 2; i += kThreads) {
+      const int first = i / kPairsPerWarp * warps_per_tokens() * kPairsPerWarp + i % kPairsPerWarp;
+      float2 total = reinterpret_cast<const float2*>(restart)[i];
+      for (int slice = 0; slice < warps_per_tokens(); ++slice) {
+        const float2 sum = all[first + slice * kPairsPerWarp];
+        total.x += sum.x, total.y += sum.y;
+      }
+      *reinterpret_cast<float2*>(tile_pair(i)) = total;
+    }
+  }
+
+  __device__ void step(int64_t index) const {
+    Sums sums = {};
+    const int num_cells = walk.num_cells(), chunk = walk.cells_per_chunk;
+    fetch_halo(index);
+    fetch_averages(index, 0, min(chunk, num_cells));
+    if (!walk.u_resident) load_u(0, min(chunk, num_cells));
+    __syncthreads();
+    add_window(sums);
+    for (int first = 0; first < num_cells; first += chunk) {
+      const int count = min(chunk, num_cells - first);
+      if (first > 0) {
+        __syncthreads();
+        fetch_averages(index, first, count);
+        if (!walk.u_resident) load_u(first, count);
+        __syncthreads();
+      }
+      add_cells(walk.u_resident ? first : 0, count, sums);
+    }
+    __syncthreads();
+    combine(sums);
+    __syncthreads();
+  }
+
+  // Rows divided by their sums, where asked for, and written in the numbers of the seeds.
+  __device__ void finish() const {
+    float* totals = exchange;
+    if (walk.normalize && thread < walk.tile_tokens()) {
+      const float* labels = in_tile(thread >> walk.tile_width_bits, thread & (walk.tile_width() - 1));
+      float total = 0;
+      for (int label = 0; label < kLabels; ++label) total += labels[label];
+      totals[thread] = total;
+    }
+    if (walk.normalize && walk.label_parts > 1) add_other_labels(totals);
+    __syncthreads();
+    with_number(walk.seeds_number, [&](auto number) {
+      auto* result = static_cast<decltype(number)*>(walk.result);
+      for (int i = thread; i < walk.tile_tokens() * kLabels; i += kThreads) {
+        const int token = i / kLabels, label = i % kLabels;
+        const int y = token >> walk.tile_width_bits, x = token & (walk.tile_width() - 1);
+        if (!on_grid(top + y, left + x) || first_label + label >= walk.labels) continue;
+        const float total = walk.normalize && totals[token] != 0 ? totals[token] : 1.0f;
+        const int64_t row = image * walk.num_tokens() + token_at(top + y, left + x);
+        narrow(in_tile(y, x)[label] / total, result + row * walk.labels + first_label + label);
+      }
+    });
+  }
+
+  // Each thread's token: its sum over this block's labels becomes the sum over all.
+  __device__ void add_other_labels(float* totals) const {
+    const int y = top + (thread >> walk.tile_width_bits), x = left + (thread & (walk.tile_width() - 1));
+    const bool has_token = thread < walk.tile_tokens() && on_grid(y, x);
+    if (has_token) walk.row_sums[part * walk.num_tokens() + token_at(y, x)] = totals[thread];
+    cooperative_groups::this_grid().sync();
+    if (!has_token) return;
+    float total = 0;
+    for (int other = 0; other < walk.label_parts; ++other)
+      total += __ldcg(walk.row_sums + (image * walk.label_parts + other) * walk.num_tokens() + token_at(y, x));
+    totals[thread] = total;
+  }
+};
+
+// One block for each tile of each part, all resident at once: a cooperative launch.
+template <int kLabelsPerLane>
+__global__ void __launch_bounds__(kThreads, 2) random_walk_kernel(const Walk walk) {
+  DYNAMIC_SHARED_MEMORY(memory);
+  const TileWalk<kLabelsPerLane> block(walk, reinterpret_cast<float*>(memory));
+  block.load_seeds();
+  block.load_values();
+  block.list_cells();
+  if (walk.u_resident) block.load_u(0, walk.num_cells());
+  __syncthreads();
+  for (int64_t step = 0; step < walk.steps; ++step) {
+    block.publish(step);
+    cooperative_groups::this_grid().sync();
+    block.step(step);
+  }
+  block.finish();
+}
+
+}  // namespace nerve_kernels::cuda

@@ -1,0 +1,176 @@
+"""What an evaluation leaves to read: JSON with everything, Markdown, a chart, overlays of the extremes."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from nerve_kernels.segmentation.files import write_whole
+from nerve_kernels.segmentation.render import render_overlay
+
+from .class_lists import IGNORED
+from .runner import Evaluation
+from .scorer import Scorer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CHART = "chart.png"
+
+
+def write_report(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
+    """Write ``result.json``, ``report.md``, ``chart.png`` and ``overlays/`` into a folder.
+
+    Args:
+        folder: of the run.
+        scorer: what it was made with; segments the best and worst pictures once more.
+        evaluation: what it has found.
+
+    Returns:
+        What ``result.json`` holds.
+    """
+    result = summarize(scorer, evaluation)
+    overlays = _write_overlays(folder, scorer, evaluation)
+    write_whole(folder / CHART, _chart(evaluation))
+    write_whole(folder / "report.md", _markdown(result, overlays).encode())
+    # last, so that whoever finds it finds everything
+    write_whole(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def summarize(scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything an evaluation has found, ready for JSON."""
+    return {
+        **scorer.description,
+        "class_names": list(scorer.dataset.classes),
+        "pictures": evaluation.pictures,
+        "failures": [{"picture": name, "reason": reason} for name, reason in evaluation.failures],
+        "results": {
+            name: {
+                "miou": score.miou,
+                "pixel_accuracy": score.pixel_accuracy,
+                "iou": score.per_class,
+                "confusion": evaluation.confusions[name].tolist(),
+            }
+            for name, score in evaluation.scores.items()
+        },
+        "last_run": {
+            "processes": evaluation.processes,
+            "threads": torch.get_num_threads(),
+            "resumed_pictures": evaluation.resumed,
+            "seconds": evaluation.seconds,
+            "pictures_per_second": evaluation.pictures_per_second,
+            "peak_memory_bytes": evaluation.peak_memory_bytes,
+            "peak_gpu_memory_bytes": evaluation.peak_gpu_memory_bytes,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _markdown(result: Mapping[str, Any], overlays: Mapping[str, str]) -> str:
+    run = result["last_run"]
+    lines = [
+        f"# {result['dataset']}",
+        "",
+        f"{result['pictures']} pictures, {len(result['failures'])} could not be scored; every picture was asked for "
+        + ("all classes." if result["vocabulary"] == "dataset" else "the classes in its truth."),
+        "",
+        "| | mIoU (%) | pixel accuracy (%) |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {100 * found['miou']:.2f} | {100 * found['pixel_accuracy']:.2f} |"
+        for name, found in result["results"].items()
+    ]
+    lines += ["", f"![Scores]({CHART})", "", "| class | " + " | ".join(result["results"]) + " |"]
+    lines += ["|---" * (1 + len(result["results"])) + "|"]
+    for name in result["class_names"]:
+        found = [one["iou"].get(name) for one in result["results"].values()]
+        if any(iou is not None for iou in found):
+            lines.append(
+                f"| {name} | " + " | ".join("–" if iou is None else f"{100 * iou:.1f}" for iou in found) + " |"
+            )
+    computed = result["pictures"] - run["resumed_pictures"]
+    lines += ["", f"The last run computed {computed} pictures in {run['seconds']:.1f} s: "]
+    lines[-1] += f"{run['pictures_per_second']:.2f} pictures/s with {run['processes']} × {run['threads']} threads."
+    for place, key in (("A process", "peak_memory_bytes"), ("A GPU", "peak_gpu_memory_bytes")):
+        if run[key] is not None:
+            lines.append(f"{place} used at most {run[key] / 2**20:.0f} MB.")
+    lines += [f"\n{title}\n\n![{title}]({path})" for title, path in overlays.items()]
+    if result["failures"]:
+        lines += ["", "Not scored:", ""]
+        lines += [f"- {failure['picture']}: {failure['reason']}" for failure in result["failures"]]
+    return "\n".join(lines) + "\n"
+
+
+def _write_overlays(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:
+    """Titles and relative paths of the overlays: truth on the left, the first variant on the right."""
+    variant = next(iter(scorer.variants))
+    written = {}
+    for kind, indices in (("best", evaluation.best), ("worst", evaluation.worst)):
+        for place, index in enumerate(indices, start=1):
+            picture = scorer.dataset[index]
+            truth = torch.from_numpy(picture.mask.astype("int64"))
+            found = torch.from_numpy(scorer.label_map(picture, variant))
+            background = 0 if scorer.dataset.has_background else None
+            panels = [
+                render_overlay(picture.image, labels, scorer.dataset.classes, background=background)
+                for labels in (torch.where(truth == IGNORED, -1, truth), found)
+            ]
+            path = f"overlays/{kind}_{place}.png"
+            write_whole(folder / path, _png(_beside(panels)))
+            written[f"{kind.capitalize()} {place}: {picture.identifier}, the truth and what was found"] = path
+    return written
+
+
+def _beside(panels: list[Image.Image]) -> Image.Image:
+    gap = 12
+    size = sum(panel.width for panel in panels) + gap * (len(panels) - 1), max(panel.height for panel in panels)
+    canvas = Image.new("RGB", size, "white")
+    left = 0
+    for panel in panels:
+        canvas.paste(panel, (left, 0))
+        left += panel.width + gap
+    return canvas
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _chart(evaluation: Evaluation) -> bytes:
+    """With one variant its IoU by class, with several their mIoU."""
+    from matplotlib.figure import Figure  # without pyplot: nothing global, no display
+
+    if len(evaluation.scores) > 1:
+        bars = {name: score.miou for name, score in evaluation.scores.items()}
+        title = "mIoU (%)"
+    else:
+        (score,) = evaluation.scores.values()
+        bars = dict(sorted(score.per_class.items(), key=lambda item: -item[1]))
+        title = f"IoU (%) by class, mean {100 * score.miou:.1f}"
+    figure = Figure(figsize=(7, 1 + 0.22 * len(bars)), layout="constrained")
+    axes: Axes = figure.subplots()
+    values = [100 * value for value in bars.values()]
+    axes.barh(list(bars), values, color="#2b6cb0")
+    for row, value in enumerate(values):
+        axes.text(value + 0.5, row, f"{value:.1f}", va="center", fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(10.0, *values) * 1.08)
+    axes.tick_params(labelsize=7)
+    axes.set_title(title, fontsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()

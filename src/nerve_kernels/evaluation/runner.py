@@ -1,0 +1,264 @@
+"""Evaluation over a whole data set: on many processes, resumed where it was killed, in flat memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .labelled_pictures import LabelledPicture, LabelledPictures, UnreadablePictureError
+from .metrics import IoUScore, score
+from .processes import Processes
+from .run_folder import PictureRecord, RunFolder
+from .scorer import Scorer
+
+SAVE_EVERY_SECONDS = 30.0
+EXTREMES = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run has found.
+
+    Args:
+        confusions: for each variant its confusion matrix (classes, classes), rows the truth.
+        scores: for each variant its mIoU, IoU by class and pixel accuracy.
+        pictures: how many were scored, over all processes and interruptions.
+        resumed: how many of them an earlier run had finished.
+        failures: pictures that could not be scored, with the reason.
+        seconds: what this run took for the pictures it computed itself, without loading models.
+        processes: how many shared the work.
+        peak_memory_bytes: the largest of any process.
+        peak_gpu_memory_bytes: likewise on its GPU; None without one.
+        best, worst: indices of the pictures with the highest and lowest mIoU under the first variant.
+    """
+
+    confusions: Mapping[str, torch.Tensor]
+    scores: Mapping[str, IoUScore]
+    pictures: int
+    resumed: int
+    failures: tuple[tuple[str, str], ...]
+    seconds: float
+    processes: int
+    peak_memory_bytes: int | None
+    peak_gpu_memory_bytes: int | None
+    best: tuple[int, ...]
+    worst: tuple[int, ...]
+
+    @property
+    def pictures_per_second(self) -> float:
+        """Of this run, over all processes; 0 where it had nothing left to do."""
+        computed = self.pictures - self.resumed
+        return computed / self.seconds if computed else 0.0
+
+
+@dataclass
+class Tally:
+    """The sum over pictures, and which were best and worst."""
+
+    classes: tuple[str, ...]
+    counts: torch.Tensor
+    pictures: int = 0
+    scored: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, record: PictureRecord) -> None:
+        """Count one picture."""
+        for number, entries in enumerate(record.counts):
+            cells, pixels = zip(*entries, strict=True) if entries else ((), ())
+            matrix = torch.zeros(len(self.classes) ** 2, dtype=torch.int64)
+            matrix[list(cells)] = torch.tensor(pixels, dtype=torch.int64)
+            matrix = matrix.view(len(self.classes), -1)
+            self.counts[number] += matrix
+            if number == 0 and entries:
+                self.scored.append((score(matrix, self.classes).miou, record.index))
+        if len(self.scored) > 16 * EXTREMES:
+            self.scored = extremes(self.scored)
+        self.pictures += 1
+
+
+def extremes(scored: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """The lowest and the highest few, in order."""
+    ordered = sorted(scored)
+    return ordered if len(ordered) <= 2 * EXTREMES else ordered[:EXTREMES] + ordered[-EXTREMES:]
+
+
+def evaluate(
+    scorer: Scorer,
+    out: str | os.PathLike[str],
+    *,
+    processes: Processes | None = None,
+    limit: int | None = None,
+    save_every: float = SAVE_EVERY_SECONDS,
+    workers: int = 0,
+    on_start: Callable[[int], None] | None = None,
+    on_picture: Callable[[int, str | None], None] | None = None,
+) -> Evaluation:
+    """Score the pictures of a data set that no earlier run into the same folder has finished.
+
+    Every process takes every so-many-th open picture, scores one at a time, and saves as it goes. Counts are
+    integers, so their sum does not depend on how the pictures were shared out.
+
+    Args:
+        scorer: pipeline, data set and variants.
+        out: folder of the run. Nodes need not share it: each process resumes what it sees.
+        processes: None: this one alone.
+        limit: score only so many pictures, spread evenly over the data set.
+        save_every: seconds between two savings; what is lost when a process is killed.
+        workers: processes that read pictures ahead; 0: none, they are read between two computations.
+        on_start: called with the number of pictures this process will score.
+        on_picture: called after each with its index and what was wrong with it, or None.
+
+    Returns:
+        The same evaluation in every process.
+
+    Raises:
+        ValueError: the folder holds another run, processes with different models or data, a limit below 1, or not a
+            single picture could be scored.
+    """
+    processes = processes or Processes()
+    dataset = scorer.dataset
+    chosen = spread(len(dataset), limit)
+    if len({repr(description) for description in processes.gather(scorer.description)}) > 1:
+        raise ValueError("processes: their models, settings or data sets differ; start all with the same command")
+    folder = RunFolder(out, scorer.description, save_every=save_every)
+    classes = dataset.classes
+    tally = Tally(classes, torch.zeros(len(scorer.variants), len(classes), len(classes), dtype=torch.int64))
+    owner = _owners(folder, len(dataset), processes)
+    _take_over(folder, owner, chosen, processes.rank, tally)
+    resumed = tally.pictures
+    still_open = (owner[chosen] == processes.count).tolist()
+    mine = list(itertools.compress(chosen, still_open))[processes.rank :: processes.count]
+    if on_start is not None:
+        on_start(len(mine))
+    failures: list[tuple[str, str]] = []
+    started = time.perf_counter()
+    for index, picture in _reader(dataset, mine, workers):
+        reason = picture if isinstance(picture, str) else None
+        if not isinstance(picture, str):
+            try:
+                record = PictureRecord.from_matrices(index, scorer.confusions(picture))
+            except torch.OutOfMemoryError as error:
+                reason = f"{picture.identifier}: too large for this device ({error})"
+            else:
+                folder.add(record)
+                tally.add(record)
+        if reason is not None:
+            failures.append((dataset.identifiers[index], reason))
+        if on_picture is not None:
+            on_picture(index, reason)
+    folder.save()
+    seconds = time.perf_counter() - started
+    return _gather(scorer, processes, tally, resumed, failures, seconds)
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Indices of so many pictures from all over a data set.
+
+    Example:
+        >>> spread(10, 4), spread(3, 5), spread(2, None)
+        ([0, 2, 5, 7], [0, 1, 2], [0, 1])
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: got {limit}, wanted at least 1")
+    wanted = count if limit is None else min(limit, count)
+    return [position * count // wanted for position in range(wanted)]
+
+
+def _owners(folder: RunFolder, count: int, processes: Processes) -> torch.Tensor:
+    """For each picture the first process that sees it finished, or the number of processes."""
+    owner = torch.full((count,), processes.count, dtype=torch.int64)
+    for record in folder.records():
+        owner[record.index] = processes.rank
+    return processes.smallest(owner)
+
+
+def _take_over(folder: RunFolder, owner: torch.Tensor, chosen: list[int], rank: int, tally: Tally) -> None:
+    """Count what an earlier run has finished and is this process's to count, each picture once."""
+    to_count = torch.zeros(len(owner), dtype=torch.bool)
+    to_count[chosen] = owner[chosen] == rank
+    for record in folder.records():
+        if to_count[record.index]:
+            to_count[record.index] = False
+            tally.add(record)
+
+
+class _Readable(Dataset[tuple[int, LabelledPicture | str]]):
+    """Gives what is wrong with a picture in place of raising it, so that readers ahead carry on."""
+
+    def __init__(self, dataset: LabelledPictures[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[int, LabelledPicture | str]:
+        try:
+            return index, self._dataset[index]
+        except UnreadablePictureError as error:
+            return index, str(error)
+
+
+def _reader(dataset: LabelledPictures[Any], indices: list[int], workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        _Readable(dataset),
+        sampler=indices,
+        batch_size=None,
+        num_workers=min(workers, len(indices)),
+        collate_fn=_unchanged,
+    )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _gather(
+    scorer: Scorer,
+    processes: Processes,
+    tally: Tally,
+    resumed: int,
+    failures: list[tuple[str, str]],
+    seconds: float,
+) -> Evaluation:
+    counts = processes.total(tally.counts)
+    numbers = processes.total(torch.tensor([tally.pictures, resumed]))
+    others = processes.gather((extremes(tally.scored), failures, seconds, _peak_memory(), _peak_gpu_memory()))
+    ordered = extremes([entry for scored, *_ in others for entry in scored])
+    all_failures = tuple(sorted(entry for _, failed, *_ in others for entry in failed))
+    if not int(numbers[0]):
+        first = f"; the first: {all_failures[0][1]}" if all_failures else ""
+        raise ValueError(f"dataset: not a single picture of {scorer.dataset.name} could be scored{first}")
+    confusions = dict(zip(scorer.variants, counts, strict=True))
+    half = len(ordered) // 2
+    gpu = [memory for *_, memory in others if memory is not None]
+    return Evaluation(
+        confusions=confusions,
+        scores={name: score(matrix, scorer.dataset.classes) for name, matrix in confusions.items()},
+        pictures=int(numbers[0]),
+        resumed=int(numbers[1]),
+        failures=all_failures,
+        seconds=max(seconds for _, _, seconds, *_ in others),
+        processes=processes.count,
+        peak_memory_bytes=max((memory for *_, memory, _ in others if memory is not None), default=None),
+        peak_gpu_memory_bytes=max(gpu, default=None),
+        best=tuple(index for _, index in reversed(ordered[-min(EXTREMES, len(ordered) - half) :])),
+        worst=tuple(index for _, index in ordered[: min(EXTREMES, half)]),
+    )
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_gpu_memory() -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None

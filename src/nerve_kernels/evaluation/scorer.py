@@ -1,0 +1,160 @@
+"""One picture, every variant of the method: label maps and confusion matrices, features computed once and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import nerve_kernels as nk
+from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
+from nerve_kernels.segmentation.features import ImageFeatures
+from nerve_kernels.segmentation.pipeline import NervePipeline
+from nerve_kernels.segmentation.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels
+from nerve_kernels.segmentation.templates import resolve_templates
+
+from .class_lists import IGNORED
+from .labelled_pictures import LabelledPicture, LabelledPictures
+from .metrics import confusion_matrix
+from .run_folder import digest, digest_of_weights
+
+VOCABULARIES = ("dataset", "picture")
+
+
+def protocol_config(config: NerveConfig, *, has_background: bool) -> NerveConfig:
+    """The one config of all data sets, as one of them can take it.
+
+    Background words and the probability threshold say what is none of the classes; where every scored pixel is of
+    some class there is nothing to say that about, and they are switched off.
+
+    Args:
+        config: for all data sets.
+        has_background: whether this one has a background class.
+
+    Returns:
+        The config to score it with.
+
+    Example:
+        >>> protocol_config(NerveConfig(background_words="default"), has_background=False).background_words
+        ()
+    """
+    return config if has_background else config.replace(background_words=(), probability_threshold=0.0)
+
+
+class Scorer:
+    """Scores pictures under several variants of the method.
+
+    Variants that differ only in what comes after the two models share the features of a picture. All names are
+    embedded when the scorer is made, in one order, so that no result depends on which pictures came before.
+
+    Args:
+        pipeline: the two models.
+        dataset: pictures with their truth.
+        variants: a config for each variant's name.
+        vocabulary: ``"dataset"``: each picture is asked for every class; ``"picture"``: for those in its truth (and
+            the background), the task of one who knows what is there and wants to know where.
+
+    Raises:
+        ValueError: an unknown vocabulary, no variant, or a config that does not suit the models.
+    """
+
+    def __init__(
+        self,
+        pipeline: NervePipeline,
+        dataset: LabelledPictures[Any],
+        variants: Mapping[str, NerveConfig],
+        *,
+        vocabulary: str = "dataset",
+    ) -> None:
+        if vocabulary not in VOCABULARIES:
+            raise ValueError(f"vocabulary: got {vocabulary!r}, wanted {' or '.join(map(repr, VOCABULARIES))}")
+        if not variants:
+            raise ValueError("variants: got none, wanted at least one")
+        self.pipeline, self.dataset, self.vocabulary = pipeline, dataset, vocabulary
+        self.variants = {
+            name: protocol_config(config, has_background=dataset.has_background) for name, config in variants.items()
+        }
+        self._groups = share_features(self.variants)
+        for config in self.variants.values():
+            words = config.background_words
+            names = parse_labels(dataset.names, words).flat_names
+            # of the usual words those are left out that are labels too: other words for other pictures
+            names += DEFAULT_BACKGROUND_WORDS if words == "default" else ()
+            pipeline.clip.embed_names(names, resolve_templates(config.templates))
+
+    def confusions(self, picture: LabelledPicture) -> list[torch.Tensor]:
+        """A confusion matrix (classes, classes) for each variant, in their order, at the picture's own resolution."""
+        found: dict[str, torch.Tensor] = {}
+        for base, names in self._groups:
+            features = self.pipeline.encode(picture.image, config=base)
+            for name in names:
+                prediction = self._label_map(features, picture.mask, self.variants[name])
+                found[name] = confusion_matrix(prediction, picture.mask, classes=len(self.dataset.classes))
+        return [found[name] for name in self.variants]
+
+    def label_map(self, picture: LabelledPicture, variant: str) -> npt.NDArray[np.int64]:
+        """(height, width): the class one variant gives each pixel."""
+        config = self.variants[variant]
+        return self._label_map(self.pipeline.encode(picture.image, config=config), picture.mask, config)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a result depends on; runs in which it differs must not be mixed."""
+        return {
+            "nerve_kernels": nk.__version__,
+            "dataset": self.dataset.name,
+            "classes": digest(*("|".join(names) for names in self.dataset.names)),
+            "pictures": digest(*self.dataset.identifiers),
+            "vocabulary": self.vocabulary,
+            "variants": {name: vars(config) for name, config in self.variants.items()},
+            "weights": digest_of_weights(
+                *(model for model in (self.pipeline.diffusion.unet, self.pipeline.diffusion.vae)),
+                self.pipeline.clip.model,
+            ),
+            "device": self.pipeline.clip.device.type,
+        }
+
+    def _label_map(self, features: ImageFeatures, truth: npt.NDArray[Any], config: NerveConfig) -> npt.NDArray[Any]:
+        asked = self._classes_to_ask(truth)
+        if len(asked) < 2:  # nothing to choose between
+            return np.full(truth.shape, asked[0] if asked.size else 0)
+        result = self.pipeline.segment(features, [self.dataset.names[index] for index in asked], config=config)
+        return asked[result.label_map.numpy()]
+
+    def _classes_to_ask(self, truth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if self.vocabulary == "dataset":
+            return np.arange(len(self.dataset.names))
+        there = set(np.unique(truth).tolist()) - {IGNORED}
+        return np.array(sorted(there | ({0} if self.dataset.has_background else set())), dtype=np.int64)
+
+
+def share_features(variants: Mapping[str, NerveConfig]) -> list[tuple[NerveConfig, list[str]]]:
+    """Which variants can be made from the same features of a picture.
+
+    Args:
+        variants: a config for each name.
+
+    Returns:
+        Groups: the config to encode with, and the names of its variants.
+
+    Example:
+        >>> base = NerveConfig()
+        >>> variants = {"clip": base.replace(walk=False), "walk": base, "noisier": base.replace(timesteps=(300,))}
+        >>> [names for _, names in share_features(variants)]
+        [['walk', 'clip'], ['noisier']]
+    """
+    groups: list[tuple[NerveConfig, list[str]]] = []
+    # those that walk first: features made without the walk serve nobody else
+    for name, config in sorted(variants.items(), key=lambda item: not item[1].walk):
+        fields = CLIP_FIELDS + (DIFFUSION_FIELDS if config.walk else ())
+        for base, names in groups:
+            if differing_field(base, config, fields) is None:
+                names.append(name)
+                break
+        else:
+            groups.append((config, [name]))
+    return groups

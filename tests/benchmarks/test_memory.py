@@ -1,0 +1,61 @@
+"""Peak extra memory of every operation, forward and backward, at the size of Stable Diffusion's largest layer.
+
+One float32 map of all heads is 512 MiB there. The bounds are declared with each operation, with a generous factor.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks import memory, sizes
+from benchmarks.catalog import OPERATIONS
+from benchmarks.operations_attention import BOTH, ENTROPY, FUSE_MAPS, MAP_ENTROPY
+from benchmarks.problems import Problem
+from benchmarks.registry import Operation, Size
+
+import nerve_kernels as nk
+
+pytestmark = pytest.mark.skipif(not memory.can_measure("cpu"), reason="no /proc/self/clear_refs on this system")
+
+MEBIBYTE = 2**20
+OPERATIONS_AND_BACKENDS = [
+    (operation, backend) for operation in OPERATIONS for backend in ("cpp", "eager") if backend in operation.backends
+]
+
+
+def size_for(operation: Operation) -> Size:
+    """The largest layer, or the walk on it; explicit maps are 32 MiB at a quarter of its side squared."""
+    if operation in (MAP_ENTROPY, FUSE_MAPS):
+        return sizes.SD15_32
+    return sizes.SD15_64 if operation.sizes[0] in sizes.LAYERS else sizes.walk(64, 21)
+
+
+@pytest.mark.parametrize(("operation", "backend"), OPERATIONS_AND_BACKENDS, ids=lambda v: getattr(v, "name", v))
+def test_one_call_stays_within_the_declared_memory(operation: Operation, backend: str) -> None:
+    size = size_for(operation)
+    try:
+        call = operation.ours(Problem(size), None if operation.backends == ("eager",) else backend)
+        call()
+    except nk.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    measured = memory.peak_extra_bytes(call)
+    assert measured is not None
+    assert measured <= operation.extra_bytes(size), f"{measured / MEBIBYTE:.1f} MiB"
+
+
+def test_declared_memory_is_far_below_a_map() -> None:
+    for operation in OPERATIONS:
+        if operation.sizes[0] in sizes.LAYERS and operation.name != "fuse_attention":
+            assert operation.extra_bytes(sizes.SD15_64) < sizes.SD15_64.map_bytes / 2, operation.name
+    assert ENTROPY.extra_bytes(sizes.SD15_64) <= 32 * MEBIBYTE
+    assert BOTH.extra_bytes(sizes.SD15_64) <= 64 * MEBIBYTE
+
+
+def test_the_measurement_sees_what_a_call_takes_for_a_moment() -> None:
+    def call() -> torch.Tensor:
+        return torch.ones(64 * MEBIBYTE, dtype=torch.uint8)[:1].clone()
+
+    call()
+    measured = memory.peak_extra_bytes(call)
+    assert measured is not None
+    assert 60 <= measured / MEBIBYTE <= 68

@@ -1,0 +1,303 @@
+"""When memory, disk or patience run out: one line that says what to do, and no half file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.cli.command_line import run_main, written
+
+from nerve_kernels.segmentation import files
+from nerve_kernels.segmentation.memory import is_out_of_memory
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+COMMAND = [sys.executable, "-m", "nerve_kernels.cli"]
+
+
+def run_script(before: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, after some lines of Python."""
+    code = f"import sys\nfrom nerve_kernels import cli\n{before}\ncli.main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *(str(argument) for argument in arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+
+
+def assert_whole(folder: Path) -> None:
+    """Every file there can be read to its end, and there are no others."""
+    for path in folder.iterdir():
+        assert not path.name.startswith("."), path
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            with Image.open(path) as picture:
+                picture.load()
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+LIMIT = """
+import resource
+from nerve_kernels.segmentation import command
+load = command.load
+def load_then_limit(*arguments):
+    pipeline = load(*arguments)
+    from PIL import Image
+    pipeline(Image.new("RGB", (64, 64)), "cat, dog").overlay()  # what is made once is made now
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + {megabytes} * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return pipeline
+command.load = load_then_limit
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_out_of_memory_in_a_model_names_the_size_that_fits(models, pictures, tmp_path):
+    limit = LIMIT.format(megabytes=48)
+    arguments = (pictures / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    done = run_script(limit, *arguments, "--size", 512)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    found = re.search(r"wide\.png: out of memory with --size 512; --size (\d+) fits here$", done.stderr.strip())
+    assert found, done.stderr
+    assert 16 <= int(found[1]) < 512
+    assert written(tmp_path / "out") == []
+    # and what it says is true
+    again = run_script(limit, *arguments, "--size", found[1])
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_out_of_memory_for_a_large_picture_names_the_size_that_fits(models, tmp_path):
+    limit = LIMIT.format(megabytes=128)
+    large = tmp_path / "large.png"
+    Image.new("L", (4000, 2500)).save(large)
+    options = ("-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    done = run_script(limit, large, *options)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    pattern = r"large\.png: out of memory for a picture of 4000x2500 pixels; (\d+)x(\d+) fits here, so make it smaller$"
+    found = re.search(pattern, done.stderr.strip())
+    assert found, done.stderr
+    smaller = tmp_path / "smaller.png"
+    Image.new("L", (int(found[1]), int(found[2]))).save(smaller)
+    again = run_script(limit, smaller, *options)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def fail_with(number: int):
+    def write(path, content):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return write
+
+
+def test_a_full_disk_is_one_line_and_the_rest_is_not_computed(models, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nerve_kernels.segmentation.result.write_whole", fail_with(errno.ENOSPC))
+    code, out, err = run_main(capsys, pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        f"{tmp_path / 'out' / 'tall_overlay.png'}: cannot be written: No space left on device",
+        "stopped: 1 more could not be written either",
+    ]
+
+
+FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(models, pictures, tmp_path):
+    """A real failure in the middle of a file: the system refuses what goes past 4096 bytes."""
+    done = run_script(FILE_LIMIT.format(4096), pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{tmp_path / 'out' / f'{name}_overlay.png'}: cannot be written: File too large" for name in ("tall", "wide")
+    ]
+    assert written(tmp_path / "out") == []
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_models_are_loaded(pictures, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "below", Path("/proc/nerve")):
+        code, out, err = run_main(
+            capsys, pictures, "-l", "cat, dog", "-o", folder, "--diffusion", "/no", "--clip", "/no"
+        )
+        assert (code, out) == (2, "")
+        assert err.startswith(f"nerve-segment: --out: cannot write to {folder}: ") or "Invalid value" in err
+        assert "choose another folder with --out" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(pictures, tmp_path, capsys):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", folder)
+    assert code == 2
+    assert f"--out: cannot write to {folder}: Permission denied" in err
+
+
+def test_a_read_only_disk(models, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: fail_with(errno.EROFS)(dir, b""))
+    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    assert code == 2
+    assert f"--out: cannot write to {tmp_path / 'out'}: Read-only file system; choose another folder" in err
+
+
+def test_results_never_replace_what_was_given(models, pictures, capsys):
+    Image.new("RGB", (8, 8)).save(pictures / "wide_labels.png")
+    before = (pictures / "wide_labels.png").read_bytes()
+    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", pictures, *models)
+    assert code == 2
+    assert f"--out: {pictures / 'wide_labels.png'} was given and would be replaced; choose another folder" in err
+    assert (pictures / "wide_labels.png").read_bytes() == before
+
+
+def test_names_that_differ_by_a_second_suffix_do_not_replace_each_other(models, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("x.png", "x.png.jpg", ".png", f"{'n' * 240}.png"):
+        Image.new("RGB", (16, 16)).save(folder / name, "PNG")
+    given = [folder / name for name in os.listdir(folder)]  # noqa: PTH208
+    code, out, err = run_main(capsys, *given, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    assert (code, out, err) == (0, "", "")
+    assert sum(name.endswith("_overlay.png") for name in written(tmp_path / "out")) == 4
+
+
+def test_names_that_are_not_text(models, tmp_path):
+    """Linux file names are bytes; those that are not UTF-8 must neither stop the command nor change on the way out."""
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)  # noqa: PTH102
+    name = b"caf\xe9\x1b[31m.png"
+    with open(folder + b"/" + name, "wb") as stream:  # noqa: PTH123
+        Image.new("RGB", (16, 16)).save(stream, "PNG")
+    done = subprocess.run(
+        [*COMMAND, folder, "-l", "cat, dog", "-o", tmp_path / "out", "--explain", *models],
+        capture_output=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr
+    stem = name.removesuffix(b".png")
+    assert done.stdout == os.fsencode(tmp_path / "out") + b"/" + stem + b"_overlay.png\n"
+    assert b"\x1b[31m" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_standard_output_that_is_full_or_closed(models, pictures, tmp_path):
+    arguments = [*COMMAND, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *models]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "nerve-segment: cannot go on: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert_whole(tmp_path / "out")
+
+
+def test_a_pipe_is_not_waited_for(models, tmp_path, capsys):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    code, _, err = run_main(capsys, pipe, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    assert (code, err) == (1, f"{pipe}: not a file\n")
+
+
+def start(arguments: list[object]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(argument) for argument in arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def test_an_interrupt_between_pictures_leaves_whole_files(models, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(400):
+        Image.new("RGB", (32, 32)).save(folder / f"{number:03}.png")
+    process = start([*COMMAND, folder, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models])
+    while process.poll() is None and len(written(tmp_path / "out")) < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert (out, err.strip()) == ("", "nerve-segment: interrupted; the files written so far are whole")
+    assert 4 <= len(written(tmp_path / "out")) < 1200
+    assert_whole(tmp_path / "out")
+
+
+SLOW_WRITE = """
+import os, pathlib, signal
+def replace(self, target):
+    print("writing", flush=True)
+    signal.sigtimedwait([], 60)
+pathlib.Path.replace = replace
+"""
+
+
+def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(models, pictures, tmp_path):
+    code = f"import sys\nfrom nerve_kernels import cli\n{SLOW_WRITE}\ncli.main(sys.argv[1:])"
+    arguments = [pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
+    process = start([sys.executable, "-c", code, *arguments])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    assert len(written(tmp_path / "out")) == 1  # the temporary file, complete and not yet renamed
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.strip() == "nerve-segment: interrupted; the files written so far are whole"
+    assert written(tmp_path / "out") == []
+
+
+def test_a_fault_of_the_program_is_one_line_too(models, pictures, tmp_path, capsys, monkeypatch):
+    def broken(self, *arguments: object) -> None:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr("nerve_kernels.segmentation.pipeline.NervePipeline.__call__", broken)
+    code, _, err = run_main(capsys, pictures, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    assert code == 3
+    assert err.startswith("nerve-segment: a fault of this program, please report it: KeyError: 'no such thing' at ")
+    assert re.search(r"segmentation/command\.py:\d+$", err.strip())
+    assert err.count("\n") == 1
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = files.write_whole(tmp_path / "deep" / "x.txt", b"first")
+
+    def full(self, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        files.write_whole(target, b"second")
+    assert caught.value.filename == str(target)
+    assert target.read_bytes() == b"first"
+    assert written(target.parent) == ["x.txt"]

@@ -1,0 +1,97 @@
+"""The walk's Triton kernels on a GPU: against the definition, in a CUDA graph, the same bits every time."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from tests.ops.problems import relative_error
+from tests.triton.walk_problems import KINDS, Problem
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU visible to torch"),
+]
+
+SIZES = {
+    "even": {"grid": (64, 64), "window": (7, 7), "cells": (16, 16), "labels": 21},
+    "uneven": {"grid": (37, 29), "window": (5, 9), "cells": (7, 5), "labels": 33},
+    "large cells": {"grid": (64, 48), "window": (3, 3), "cells": (4, 3), "labels": 150},
+}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 1e-4}
+
+
+def operation(name: str):
+    return importlib.import_module(f"nerve_kernels._triton.{name}").run
+
+
+def on_gpu(arguments):
+    return [item.cuda() if isinstance(item, torch.Tensor) else item for item in arguments]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_walk(kind, size, dtype):
+    """Against the stored weights: what is lost beyond their own rounding."""
+    problem = Problem(kind=kind, dtype=dtype, batch=2, steps=5, **SIZES[size])
+    result = operation("walk")(*on_gpu(problem.arguments()))
+    assert relative_error(result.cpu(), problem.expected()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("affinity_batch", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients(kind, size, affinity_batch):
+    problem = Problem(kind=kind, batch=2, affinity_batch=affinity_batch, steps=5, **SIZES[size])
+    arguments = problem.arguments()
+    grad = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1))
+    found = operation("walk_backward")(*on_gpu([grad, *arguments]))
+    eager = importlib.import_module("nerve_kernels._ops.random_walk_backward").eager
+    wide = [item.double() if isinstance(item, torch.Tensor) else item for item in (grad, *arguments)]
+    for name, result, expected in zip(("seeds", "values", "u", "v", "dense"), found, eager(*wide), strict=True):
+        if expected.numel():
+            assert relative_error(result.cpu(), expected) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cuda_graph_replays_the_walk(kind):
+    arguments = on_gpu(Problem(kind=kind, steps=5, **SIZES["even"]).arguments())
+    run = operation("walk")
+    expected = run(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(*arguments)
+    other = torch.rand_like(arguments[0])
+    arguments[0].copy_(other)
+    graph.replay()
+    again = captured.clone()
+    assert torch.equal(again, run(*arguments))
+    assert not torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("name", ["walk", "walk_backward"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bits_every_time(kind, name):
+    arguments = on_gpu(Problem(kind=kind, batch=2, steps=5, **SIZES["uneven"]).arguments())
+    if name == "walk_backward":
+        arguments = [torch.ones_like(arguments[0]), *arguments]
+    first = operation(name)(*arguments)
+    for _ in range(10):
+        again = operation(name)(*arguments)
+        pairs = [(first, again)] if name == "walk" else zip(first, again, strict=True)
+        assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_nothing_waits_for_the_gpu():
+    arguments = on_gpu(Problem(kind="mixed", steps=3, **SIZES["even"]).arguments())
+    grad = torch.ones_like(arguments[0])
+    operation("walk")(*arguments)  # compiled before
+    operation("walk_backward")(grad, *arguments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        operation("walk")(*arguments)
+        operation("walk_backward")(grad, *arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,144 @@
+"""When the persistent CUDA walk is taken: a pure rule of sizes, tried on made-up GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from nerve_kernels import _backends
+from nerve_kernels._cuda import walk as persistent_walk
+from nerve_kernels._cuda.walk_plan import Machine, WalkPlan, WalkSizes, candidates, is_worthwhile, plan_walk
+
+
+def machine(multiprocessors: int, kibibytes_per_block: int, kibibytes: int) -> Machine:
+    """A GPU on which shared memory, of which each block costs 1 KiB more, and registers for 2 blocks are the limits."""
+    return Machine(
+        multiprocessors,
+        kibibytes_per_block * 1024,
+        lambda labels_per_lane, shared_bytes: min(2, kibibytes * 1024 // (shared_bytes + 1024)),
+    )
+
+
+LARGE, SMALL = machine(132, 227, 228), machine(128, 99, 100)
+SIZES = WalkSizes(batch=1, labels=21, grid=(64, 64), window=(7, 7), cells=(16, 16))
+
+
+def test_the_target_size_fills_a_large_gpu_with_everything_on_chip():
+    plan = plan_walk(SIZES, LARGE)
+    assert isinstance(plan, WalkPlan)
+    assert (plan.tile, plan.labels_per_lane, plan.label_parts, plan.blocks) == ((8, 4), 6, 1, 128)
+    assert plan.u_resident
+    assert plan.cells_per_chunk == 256
+    assert is_worthwhile(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "expected"),
+    [
+        ({}, LARGE, "persistent"),
+        ({}, SMALL, "persistent"),
+        ({"labels": 2}, SMALL, "persistent"),
+        ({"labels": 42}, LARGE, "persistent"),
+        ({"labels": 42}, SMALL, "per step"),  # fits with U streamed
+        ({"labels": 171}, LARGE, "per step"),
+        ({"labels": 171}, SMALL, "refused"),
+        ({"cells": (32, 32)}, LARGE, "persistent"),
+        ({"cells": (32, 32)}, SMALL, "per step"),
+        ({"cells": (0, 0)}, SMALL, "persistent"),  # local only
+        ({"window": (0, 0)}, SMALL, "persistent"),  # global only
+        ({"grid": (37, 37)}, SMALL, "persistent"),
+        ({"grid": (32, 32), "batch": 4}, LARGE, "persistent"),
+        ({"grid": (32, 32), "batch": 64}, LARGE, "refused"),
+        ({"grid": (256, 256), "labels": 19, "cells": (32, 32)}, LARGE, "refused"),
+        ({"grid": (128, 128), "labels": 150, "cells": (32, 32)}, LARGE, "refused"),
+    ],
+)
+def test_the_rule(changes, gpu, expected):
+    plan = plan_walk(dataclasses.replace(SIZES, **changes), gpu)
+    assert isinstance(plan, str) == (expected == "refused")
+    assert is_worthwhile(plan) == (expected == "persistent")
+
+
+def test_every_plan_fits_and_covers_the_walk():
+    for labels in (1, 8, 21, 33, 100):
+        for side in (5, 24, 64):
+            for gpu in (LARGE, SMALL):
+                sizes = dataclasses.replace(SIZES, labels=labels, grid=(side, side + 3), cells=(4, 5))
+                plan = plan_walk(sizes, gpu)
+                if isinstance(plan, str):
+                    continue
+                assert plan in set(candidates(sizes))
+                assert plan.label_parts * plan.labels_per_lane * 4 >= labels
+                tiles = math.ceil(side / plan.tile[0]) * math.ceil((side + 3) / plan.tile[1])
+                assert plan.blocks == tiles * plan.label_parts
+                held = gpu.resident_blocks(plan.labels_per_lane, plan.shared_bytes) * gpu.multiprocessors
+                assert plan.blocks <= held
+                assert plan.shared_bytes <= gpu.shared_bytes_per_block
+
+
+def test_what_does_not_fit_is_said_in_numbers():
+    too_many = plan_walk(dataclasses.replace(SIZES, batch=64), LARGE)
+    assert isinstance(too_many, str)
+    assert "all of its blocks must be on the GPU at once: 64 × 21 labels on 64 × 64 tokens" in too_many
+    assert "take at least 2048, of 114640 bytes of shared memory each, and 132 multiprocessors hold 264" in too_many
+    too_wide = plan_walk(dataclasses.replace(SIZES, window=(127, 127)), SMALL)
+    assert isinstance(too_wide, str)
+    assert "for a window of 127 × 127 and 16 × 16 cells, this GPU gives a block at most 101376" in too_wide
+
+
+class TestChoice:
+    """Of the backends that can run, the first that is preferred; plain PyTorch only where nothing else can."""
+
+    @pytest.fixture
+    def operation(self, monkeypatch):
+        monkeypatch.setitem(_backends._implementations, "walk", {})
+        return "walk"
+
+    def choose(self, operation, *, preferred, triton, argument=1, backend=None):
+        _backends.register(
+            operation,
+            "cuda",
+            lambda _: "cuda",
+            reason_against_arguments=lambda argument: None if argument > 0 else "it is too large",
+            is_preferred=lambda argument: preferred,
+        )
+        if triton:
+            _backends.register(operation, "triton", lambda _: "triton")
+        _backends.register(operation, "eager", lambda _: "eager")
+        on_gpu = torch.empty(1, device="meta")
+        return _backends.choose(operation, backend, (on_gpu,), (argument,))(argument)
+
+    def test_persistent_where_worthwhile(self, operation):
+        assert self.choose(operation, preferred=True, triton=True) == "cuda"
+
+    def test_triton_where_not(self, operation):
+        assert self.choose(operation, preferred=False, triton=True) == "triton"
+
+    def test_persistent_rather_than_plain_pytorch(self, operation):
+        assert self.choose(operation, preferred=False, triton=False) == "cuda"
+
+    def test_triton_where_it_does_not_fit(self, operation):
+        assert self.choose(operation, preferred=True, triton=True, argument=0) == "triton"
+
+    def test_a_named_backend_overrides(self, operation):
+        assert self.choose(operation, preferred=False, triton=True, backend="cuda") == "cuda"
+        assert self.choose(operation, preferred=True, triton=True, backend="triton") == "triton"
+
+    def test_a_named_backend_raises_its_reason(self, operation):
+        reason = r"cannot run: it is too large\..*one of: triton, eager"
+        with pytest.raises(_backends.BackendUnavailableError, match=reason):
+            self.choose(operation, preferred=True, triton=True, argument=0, backend="cuda")
+
+
+def test_affinities_that_the_persistent_walk_does_not_take():
+    seeds, u = torch.ones(1, 4, 2), torch.ones(1, 4, 3)
+    shape = ([2, 2], [0, 0], [0, 0])
+    assert "got a dense affinity" in persistent_walk.reason_against_walk(
+        seeds, None, None, None, torch.ones(1, 4, 4), *shape
+    )
+    assert "got explicit factors u and v" in persistent_walk.reason_against_walk(seeds, None, u, u, None, *shape)
+    assert "the seeds are empty" in persistent_walk.reason_against_walk(seeds[:0], u, None, None, None, *shape)
+    assert persistent_walk.reason_against_tensors((seeds, u)) == "it runs on cuda tensors, got cpu"

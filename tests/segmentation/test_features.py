@@ -1,0 +1,107 @@
+"""Features of a picture in a file, and what new words on them cost."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import nerve_kernels as nk
+from nerve_kernels.segmentation import ImageFeatures
+
+LABELS = "cat, dog|puppy, grass"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"beta": 0.0, "window": (3, 5)}, {"beta": 1.0, "cells": (3, 4)}, {"walk": False}],
+    ids=["mixed", "local", "global", "no walk"],
+)
+def test_a_file_gives_the_same_segmentation_to_the_bit(pipeline, wide_picture, tmp_path, changes):
+    config = pipeline.config.replace(**changes)
+    features = pipeline.encode(wide_picture, config=config)
+    loaded = ImageFeatures.load(features.save(tmp_path / "made" / "wide.safetensors"))
+    assert loaded.config == config
+    assert loaded.picture.tobytes() == wide_picture.tobytes()
+    for words in (LABELS, "sky, grass"):
+        one, other = pipeline.segment(features, words), pipeline.segment(loaded, words)
+        assert torch.equal(one.token_probabilities, other.token_probabilities)
+        assert torch.equal(one.label_map, other.label_map)
+
+
+def test_every_affinity_built_so_far_is_in_the_file(pipeline, wide_picture, tmp_path):
+    features = pipeline.encode(wide_picture)
+    local = pipeline.config.replace(beta=0.0)
+    wanted = pipeline.segment(features, LABELS, config=local)
+    loaded = ImageFeatures.load(features.save(tmp_path / "two.safetensors"))
+    assert torch.equal(pipeline.segment(loaded, LABELS, config=local).label_map, wanted.label_map)
+    with pytest.raises(ValueError, match="encode the picture again"):
+        pipeline.segment(loaded, LABELS, config=pipeline.config.replace(beta=0.25))
+
+
+def test_explicit_factors_survive(pipeline, wide_picture, tmp_path):
+    features = pipeline.encode(wide_picture)
+    tokens = features.grid[0] * features.grid[1]
+    u = torch.rand(1, tokens, 4).softmax(-1)
+    (key,) = features._affinities
+    features._affinities[key] = nk.LowRankAffinity(u, torch.rand(1, tokens, 4), grid=features.grid)
+    loaded = ImageFeatures.load(features.save(tmp_path / "factors.safetensors"))
+    assert torch.equal(loaded._affinities[key].to_dense(), features._affinities[key].to_dense())
+
+
+def test_new_words_run_no_model_but_the_text_tower(pipeline, wide_picture, monkeypatch):
+    features = pipeline.encode(wide_picture)
+    runs: list[str] = []
+    watched = {
+        "unet": pipeline.diffusion.unet,
+        "vae": pipeline.diffusion.vae,
+        "vision": pipeline.clip.model.vision_model,
+        "text": pipeline.clip.model.text_model,
+    }
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: runs.append(name)) for name, module in watched.items()
+    ]
+    monkeypatch.setattr(nk, "attention_entropy", None)
+    monkeypatch.setattr(nk, "local_affinity", None)
+    pipeline.segment(features, "a word never asked before, another one")
+    pipeline.segment(features, "a word never asked before, another one")
+    for handle in handles:
+        handle.remove()
+    assert runs == ["text"]  # and words asked before cost only the walk
+
+
+def test_what_is_no_such_file_is_refused(tmp_path):
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(ValueError, match=r"text\.safetensors is no safetensors file"):
+        ImageFeatures.load(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors holds the format None"):
+        ImageFeatures.load(tmp_path / "other.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file(pipeline, wide_picture, tmp_path, monkeypatch):
+    features = pipeline.encode(wide_picture, config=pipeline.config.replace(walk=False))
+    path = features.save(tmp_path / "kept.safetensors")
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        features.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_limit_of_the_walk(pipeline, wide_picture):
+    features = pipeline.encode(wide_picture)
+    limit = pipeline.segment(features, LABELS, config=pipeline.config.replace(limit_walk=True))
+    nearly = pipeline.segment(features, LABELS, config=pipeline.config.replace(steps=400))
+    near = pipeline.segment(features, LABELS, config=pipeline.config.replace(steps=2))
+    torch.testing.assert_close(limit.token_probabilities, nearly.token_probabilities, atol=1e-5, rtol=0)
+    assert (limit.token_probabilities - near.token_probabilities).abs().max() > 1e-3
