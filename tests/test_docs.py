@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PICTURE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
@@ -18,6 +20,7 @@ WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding=
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(PICTURE, tmp_path / "picture.png")
     torch.manual_seed(0)
     scope: dict[str, object] = {}
     text = page.read_text(encoding="utf-8")
