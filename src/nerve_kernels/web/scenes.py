@@ -8,7 +8,7 @@ from functools import cache
 
 from PIL import Image
 
-from nerve_kernels.evaluation.datasets import EmbeddedScenes
+from nerve_kernels.evaluation import EmbeddedScenes
 from nerve_kernels.segmentation.presets import EMBEDDED_FOLDER
 
 FROM_TEST_SPLIT = (3, 120, 150)
