@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     from nerve_kernels.segmentation.files import write_whole
 
     def fail(self, other):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr("pathlib.Path.replace", fail)
     with pytest.raises(OSError, match="disk full"):
