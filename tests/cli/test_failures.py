@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tests.cli.command_line import run_main, written
 
+import nerve_kernels as nk
 from nerve_kernels.segmentation import files
 from nerve_kernels.segmentation.memory import is_out_of_memory
 
@@ -53,6 +54,12 @@ def test_what_counts_as_out_of_memory():
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert not is_out_of_memory(ValueError("out of memory"))
+    if "cpp" in nk.available_backends():
+        seeds = torch.ones(1, 1, 1).expand(1, 2**20, 2**40)
+        affinity = nk.LocalAffinity(torch.ones(1, 2**20, 1), grid=(2**10, 2**10), window=1)
+        with pytest.raises(RuntimeError) as caught:
+            nk.random_walk(seeds, affinity, alpha=0.5, steps=1, backend="cpp")
+        assert is_out_of_memory(caught.value)
 
 
 LIMIT = """
@@ -250,7 +257,8 @@ def test_an_interrupt_between_pictures_leaves_whole_files(models, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 130, err
     assert (out, err.strip()) == ("", "nerve-segment: interrupted; the files written so far are whole")
-    assert 4 <= len(written(tmp_path / "out")) < 1200
+    # one of the four may have been a file in the making, which the interrupt takes away
+    assert 3 <= len(written(tmp_path / "out")) < 1200
     assert_whole(tmp_path / "out")
 
 

@@ -21,8 +21,16 @@ SMALLEST_PICTURE = 16
 
 Size = TypeVar("Size")
 
-# The words of torch's CPU allocator, of oneDNN (which says no more than that), of the C++ library, and of CUDA.
-_WORDS = ("can't allocate memory", "not enough memory", "could not create a ", "bad_alloc", "out of memory")
+# The words of torch's CPU allocator, of oneDNN (which says no more than that), of the C++ library, of CUDA, and of an
+# allocation through torch's stable ABI (which loses what the allocator said).
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a ",
+    "bad_alloc",
+    "out of memory",
+    '"aten::new_empty"',
+)
 _MODEL_SIZES = {
     CLIP_PICTURE: ("clip_size", "--clip-size"),
     DIFFUSION: ("diffusion_size", "--size"),
