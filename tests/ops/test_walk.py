@@ -188,3 +188,16 @@ def test_scipy_solves_the_same_limit():
     expected = scipy.sparse.linalg.spsolve(matrix, 0.1 * problem.seeds[0].numpy())
     result = nk.random_walk_limit(problem.seeds, problem.mixed(0.3), alpha=0.9, tol=1e-10)
     assert np.abs(result[0].numpy() - expected).max() < 1e-10
+
+
+def test_pyg_appnp_is_the_same_walk_with_teleport_one_minus_alpha():
+    appnp = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed").APPNP
+    problem = walk_problem(14, (7, 9), labels=4, cells=(3, 4))
+    target, source = problem.dense(0.4)[0].nonzero().T
+    layer = appnp(K=15, alpha=1 - 0.8, add_self_loops=False, normalize=False)  # the rows of S sum to 1 as they are
+    expected = layer(problem.seeds[0], torch.stack([source, target]), problem.dense(0.4)[0][target, source])
+    for backend in nk.available_backends():
+        result = nk.random_walk(
+            problem.seeds, problem.mixed(0.4), alpha=0.8, steps=15, normalize=False, backend=backend
+        )
+        assert (result[0] - expected).abs().max() < 1e-12
