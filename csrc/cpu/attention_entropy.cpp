@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "attention_inputs.h"
+#include "shared_tasks.h"
 
 namespace nerve_kernels::cpu {
 
@@ -26,9 +27,9 @@ std::tuple<Tensor, Tensor> attention_entropy(Tensor q, Tensor k, double scale) {
     const int64_t groups = groups_per_task(ceil_div(queries.count, kernels.tile.rows), all_heads, kGroupsAtOnce);
     const int64_t rows_each = groups * kernels.tile.rows, blocks = ceil_div(queries.count, rows_each);
 
-    torch::stable::parallel_for(0, all_heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    for_each_task(all_heads * blocks, [&](auto next) {
       std::vector<Number> packed_queries(rows_each * queries.channels);
-      for (int64_t task = begin; task < end; ++task) {
+      for (int64_t task; next(task);) {
         const int64_t index = task / blocks, first = task % blocks * rows_each;
         const int64_t b = index / queries.heads, head = index % queries.heads;
         const int64_t rows = std::min(rows_each, queries.count - first);

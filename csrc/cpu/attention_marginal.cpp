@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "attention_inputs.h"
+#include "shared_tasks.h"
 
 namespace nerve_kernels::cpu {
 namespace {
@@ -61,8 +62,8 @@ Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale) {
     const auto* lse_data = static_cast<const Number*>(lse.const_data_ptr());
     auto* out = static_cast<Number*>(marginal.mutable_data_ptr());
     const int64_t strip_keys = kernels.tile.keys_at_once(), strips = ceil_div(num_keys, strip_keys);
-    torch::stable::parallel_for(0, queries.batch * queries.heads * strips, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+    for_each_task(queries.batch * queries.heads * strips, [&](auto next) {
+      for (int64_t task; next(task);) {
         const int64_t index = task / strips, strip = task % strips;
         const int64_t b = index / queries.heads, head = index % queries.heads;
         sum_columns(queries, b, head, lse_data + index * queries.count, static_cast<Number>(scale), kernels,

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "attention_inputs.h"
+#include "shared_tasks.h"
 
 namespace nerve_kernels::cpu {
 
@@ -46,10 +47,10 @@ void for_fused_strips(const FusedAttention<Number>& problem, MakeSink&& make_sin
   const int64_t groups_each = groups_per_task(ceil_div(queries.count, tile.rows), queries.batch, kGroupsPerFusedTask);
   const int64_t rows_each = groups_each * tile.rows, blocks = ceil_div(queries.count, rows_each);
 
-  torch::stable::parallel_for(0, queries.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  for_each_task(queries.batch * blocks, [&](auto next) {
     std::vector<Number> packed_queries(heads * rows_each * head_size), lse(heads * rows_each);
     std::vector<Number> sums(tile.rows * strip_keys);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; next(task);) {
       const int64_t b = task / blocks, first = task % blocks * rows_each;
       const int64_t rows = std::min(rows_each, queries.count - first), groups = ceil_div(rows, tile.rows);
       for (int64_t head = 0; head < heads; ++head) {

@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "attention_inputs.h"
+#include "shared_tasks.h"
 
 namespace nerve_kernels::cpu {
 namespace {
@@ -83,10 +84,10 @@ void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights
   const int64_t heads = queries.heads, channels = queries.channels, num_tokens = queries.count;
   const int64_t sums_per_row = window.window_width_padded * window.width_padded;
 
-  torch::stable::parallel_for(0, queries.batch * window.height, 1, [&](int64_t begin, int64_t end) {
+  for_each_task(queries.batch * window.height, [&](auto next) {
     std::vector<Number> packed_queries(channels * window.width_padded), row_lse(window.width_padded);
     std::vector<Number> sums(window.window_height * sums_per_row);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; next(task);) {
       const int64_t b = task / window.height, y = task % window.height;
       std::fill(sums.begin(), sums.end(), Number(0));
       for (int64_t head = 0; head < heads; ++head) {

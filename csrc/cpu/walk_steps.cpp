@@ -9,6 +9,7 @@
 
 #include "block_product.h"
 #include "matrix_product.h"
+#include "shared_tasks.h"
 #include "window_rows.h"
 
 namespace nerve_kernels::cpu {
@@ -99,8 +100,8 @@ void Walk<Number>::gather(int64_t which) {
   }
   const int64_t strips = ceil_div(problem_.rank, kRowsAtOnce), all = problem_.batch * problem_.rank * stride_;
   const int64_t tokens = ceil_div(problem_.num_tokens(), chunks_);
-  torch::stable::parallel_for(0, problem_.batch * strips * chunks_, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
+  for_each_task(problem_.batch * strips * chunks_, [&](auto next) {
+    for (int64_t task; next(task);) {
       const int64_t image = task / (strips * chunks_), strip = task / chunks_ % strips, chunk = task % chunks_;
       const int64_t row = strip * kRowsAtOnce, rows = std::min(kRowsAtOnce, problem_.rank - row);
       const int64_t first = std::min(chunk * tokens, problem_.num_tokens());
@@ -231,8 +232,8 @@ void Walk<Number>::run(const MatrixBatch& seeds, const MatrixBatch& start, int64
   for (int64_t step = 0; step <= steps; ++step) {
     const int64_t which = step % 2;
     const bool is_last = step == steps;
-    torch::stable::parallel_for(0, problem_.batch * num_bands, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+    for_each_task(problem_.batch * num_bands, [&](auto next) {
+      for (int64_t task; next(task);) {
         const int64_t image = task / num_bands;
         const Band& band = bands_[task % num_bands];
         const int64_t first = band.begin * width, count = (band.end - band.begin) * width;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "dtypes.h"
+#include "shared_tasks.h"
 #include "walk_problem.h"
 #include "window_product.h"
 #include "window_rows.h"
@@ -59,8 +60,8 @@ Tensor window_gradient(Tensor left, Tensor p, std::vector<int64_t> grid, std::ve
     const auto* labels = static_cast<const Number*>(packed.const_data_ptr());
     auto* out = static_cast<Number*>(gradient.mutable_data_ptr());
     const auto gradient_row = best_window_row_kernels().gradient_of<Number>();
-    torch::stable::parallel_for(0, batch * height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+    for_each_task(batch * height, [&](auto next) {
+      for (int64_t task; next(task);) {
         const int64_t image = task / height, y = task % height;
         const int64_t token = image * num_tokens + y * grid[1];
         WindowGradientRow<Number> row = {};
