@@ -36,12 +36,14 @@ def run(options: argparse.Namespace) -> int:
 def table(options: argparse.Namespace) -> int:
     """Print a CSV as the table of its run."""
     from benchmarks.ceilings import Ceilings
-    from benchmarks.report import print_table
+    from benchmarks.cpu_expectations import EXPECTATIONS
+    from benchmarks.report import print_expectations, print_table
 
     rows = read_rows(options.rows)
     first = rows[0]
     rates = (float(first[name]) for name in ("peak_gflops", "peak_gbytes_per_s", "peak_gexps"))
     print_table(rows, Ceilings(*rates, source=first["peaks_from"]))
+    print_expectations(rows, EXPECTATIONS)
     return 0
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmarks import catalog, report
 from benchmarks.ceilings import measure_ceilings
+from benchmarks.cpu_expectations import EXPECTATIONS
 from benchmarks.csv_files import write_rows
 from benchmarks.rows import Recorder
 
@@ -40,6 +41,7 @@ def recorder(pytestconfig: pytest.Config) -> Iterator[Recorder]:
         write_rows(pytestconfig.option.rows, recorder.rows)
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         report.print_table(recorder.rows, recorder.ceilings)
+        report.print_expectations(recorder.rows, EXPECTATIONS)
 
 
 def pytest_report_header() -> list[str]:

@@ -16,6 +16,7 @@ import nerve_kernels as nk
 from nerve_kernels import reference
 
 COMPOSITE = "composite: CSR, pooled U"
+DENSE = "dense S in torch"
 SPARSE = "torch CSR"
 
 
@@ -154,7 +155,7 @@ WALK = Operation(
     peers=(
         Peer(COMPOSITE, torch_walk.composite_walk),
         Peer(
-            "dense S in torch",
+            DENSE,
             torch_walk.dense_walk,
             extra_bytes=_dense_bytes,
             too_long=_dense_takes_too_long,
@@ -180,6 +181,20 @@ WALK = Operation(
     quick=(sizes.walk(64, 21),),
     sweeps=sizes.WALK_SWEEPS,
     sweep_peers=(COMPOSITE,),
+)
+
+BFLOAT16_WALK = Operation(
+    name="random_walk, bfloat16 S",
+    ours=lambda p, backend: _walk(p, p.mixed.to(torch.bfloat16), backend),
+    reference=WALK.reference,
+    # half the bytes for S
+    work=lambda size: Work(_state(size) + _walk_work(size).bytes // 2, _walk_work(size).operations),
+    extra_bytes=WALK.extra_bytes,
+    baseline="ours, S as it comes",
+    peers=(Peer("ours, S as it comes", lambda p: _walk(p, p.mixed, None)),),
+    sizes=(sizes.walk(64, 21), sizes.walk(128, 150, 32)),
+    quick=(sizes.walk(64, 21),),
+    tolerance=4e-3,
 )
 
 LOCAL_WALK = Operation(
@@ -294,4 +309,4 @@ REFINE = Operation(
     quick=(sizes.SD15_32,),
 )
 
-ALL = (PRODUCT, WALK, LOCAL_WALK, LIMIT, WALK_GRADIENT, REFINE)
+ALL = (PRODUCT, WALK, BFLOAT16_WALK, LOCAL_WALK, LIMIT, WALK_GRADIENT, REFINE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.ceilings import Ceilings
+from benchmarks.expectations import Expectation
 from rich.console import Console
 from rich.table import Table
 
@@ -71,3 +72,14 @@ def print_table(rows: Rows, ceilings: Ceilings) -> None:
         f"{first['machine']}, {first['threads']} threads, torch {first['torch']}, {first['date']}", markup=False
     )
     console.print(f"ceilings: {ceilings}", markup=False)
+
+
+def print_expectations(rows: Rows, expectations: Sequence[Expectation]) -> None:
+    """Each that the rows have a case for: what was measured, what was wanted, whether it holds."""
+    table = Table("expectation", "size", "measured", "wanted", "")
+    for expectation in expectations:
+        name, measured, wanted, verdict = expectation.row(rows)
+        if verdict != "-":
+            table.add_row(name, expectation.size, measured, wanted, verdict)
+    if table.row_count:
+        Console(width=170).print(table)

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from benchmarks.ratios import cpu_name, milliseconds
+from benchmarks.machine import processor_name
+from benchmarks.measure import milliseconds
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -66,7 +67,7 @@ def median_milliseconds(size: Size, rounds: int) -> float:
         return nk.random_walk(seeds, affinity, alpha=0.9, steps=size.steps, normalize=False, backend="cpp")
 
     walk()
-    return statistics.median(milliseconds(walk) for _ in range(rounds))
+    return statistics.median(milliseconds(walk, "cpu") for _ in range(rounds))
 
 
 def growth(sizes: list[float], times: list[float]) -> float:
@@ -84,6 +85,8 @@ def plot(rows: list[dict[str, object]]) -> None:
         axes.loglog(sizes, [times[-1] * size / sizes[-1] for size in sizes], "--", color="grey", label="linear")
         axes.set_xlabel(sweep)
         axes.set_ylabel("milliseconds")
+        axes.set_xticks(sizes, [str(size) for size in sizes], rotation=40, fontsize=8)
+        axes.minorticks_off()
         axes.legend()
     figure.suptitle(f"random_walk on the CPU, {rows[0]['machine']}, {rows[0]['threads']} threads, {rows[0]['date']}")
     image = io.BytesIO()
@@ -111,7 +114,7 @@ def main() -> None:
                     "milliseconds": f"{times[-1]:.3f}",
                     "dtype": "float32",
                     "threads": torch.get_num_threads(),
-                    "machine": cpu_name(),
+                    "machine": processor_name(),
                     "torch": torch.__version__,
                     "nerve_kernels": nk.__version__,
                     "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

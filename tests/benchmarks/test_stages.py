@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import gpu_check, gpu_nvcc, verify, verify_native
+from benchmarks import catalog, gpu_check, gpu_nvcc, verify, verify_native
+from benchmarks.cpu_expectations import EXPECTATIONS as CPU_EXPECTATIONS
 from benchmarks.gpu_expectations import EXPECTATIONS
 from benchmarks.stages import FAILED, LATE, MISSING, PASSED, Stage, module, path, program, run_stage, summary
 
@@ -143,6 +144,9 @@ def test_expectations_name_cases_that_are_measured() -> None:
     measured = {(operation.name, size.name, str(dtype).removeprefix("torch.")) for operation, size, dtype in CASES}
     for expectation in EXPECTATIONS:
         assert (expectation.operation, expectation.size, expectation.dtype) in measured
+    on_cpu = {(case.operation.name, case.size.name) for case in catalog.cases()}
+    for expectation in CPU_EXPECTATIONS:
+        assert (expectation.operation, expectation.size) in on_cpu
 
 
 def test_spills_are_found_in_what_ptxas_says() -> None:
