@@ -35,6 +35,7 @@ from rich.table import Table
 import nerve_kernels as nk
 from nerve_kernels.evaluation import EmbeddedScene, EmbeddedScenes, MeanIoU
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
+from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS
 from nerve_kernels.segmentation.files import write_whole
 from nerve_kernels.segmentation.pipeline import ImageFeatures
 from nerve_kernels.segmentation.prompts import BACKGROUND
@@ -115,7 +116,7 @@ class Split:
 
     def features(self, config: NerveConfig) -> list[ImageFeatures]:
         """Features of every scene under ``config``; only the last choice is kept in memory."""
-        names = ("layers", "timesteps", "dense_features", "clip_residual", "clip_feed_forward", "walk")
+        names = (*CLIP_FIELDS, *DIFFUSION_FIELDS, "walk")
         key = tuple(getattr(config, name) for name in names)
         if key != self._key:
             task = self.progress.add_task(f"encoding {len(self.scenes)} scenes", total=len(self.scenes))

@@ -1,6 +1,7 @@
 // Explicit attention maps: the entropy of their rows and their weighted sum over heads, each number read once.
 
 #include <algorithm>
+#include <array>
 
 #include "attention.h"
 #include "attention_inputs.h"
@@ -9,6 +10,8 @@ namespace nerve_kernels::cpu {
 namespace {
 
 constexpr int64_t kNumbersPerTask = 1 << 15;
+constexpr int64_t kNumbersAtOnce = 1 << 12;  // of a row of sums, which stays in L1
+constexpr int64_t kHeadsAtOnce = 4;
 
 // One row of a map, in `Number`s; converted into `buffer` unless it already lies so.
 template <typename Number>
@@ -29,9 +32,32 @@ const Number* read_row(const Tokens& maps, int64_t b, int64_t head, int64_t row,
   return lying != nullptr ? lying : buffer.data();
 }
 
+// total += weight[0] * first row + weight[1] * second row + ...: the sums are read and written once for all of them.
+template <typename Number, typename... Rows>
+void add_rows(Number* __restrict total, int64_t keys, const Number* weight, const Rows*... rows) {
+  for (int64_t key = 0; key < keys; ++key) {
+    const Number* of = weight;
+    Number sum = total[key];
+    ((sum += rows[key] * *of++), ...);
+    total[key] = sum;
+  }
+}
+
 void check_maps(const Tensor& maps) {
   STD_TORCH_CHECK(maps.dim() == 4, "maps must be (B, heads, N, N_k), got ", maps.dim(), " dimensions");
   with_dtype(maps.scalar_type(), "maps", [](auto) {});
+}
+
+// Neighbouring rows as one, where they lie behind each other: short rows of many heads are too many places to read from,
+// and weights are the same for all rows of a head.
+Tokens merge_rows(Tokens maps) {
+  while (maps.stride[3] == 1 && maps.stride[2] == maps.channels && maps.count % 2 == 0 &&
+         2 * maps.channels <= kNumbersAtOnce) {
+    maps.count /= 2;
+    maps.channels *= 2;
+    maps.stride[2] *= 2;
+  }
+  return maps;
 }
 
 int64_t rows_per_task(int64_t numbers_each) {
@@ -66,8 +92,8 @@ Tensor attention_map_entropy(Tensor maps) {
 Tensor fuse_attention_maps(Tensor maps, Tensor w) {
   check_maps(maps);
   check_weights(w, maps);
-  const Tokens rows(maps);
-  Tensor fused = torch::stable::new_empty(maps, {rows.batch, rows.count, rows.channels});
+  Tensor fused = torch::stable::new_empty(maps, {maps.size(0), maps.size(2), maps.size(3)});
+  const Tokens rows = merge_rows(Tokens(maps));
   if (fused.numel() == 0) return fused;
   const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
   with_number(is_double, [&](auto number) {
@@ -77,15 +103,20 @@ Tensor fuse_attention_maps(Tensor maps, Tensor w) {
       auto* out = static_cast<decltype(output)*>(fused.mutable_data_ptr());
       const int64_t grain = rows_per_task(rows.heads * rows.channels);
       torch::stable::parallel_for(0, rows.batch * rows.count, grain, [&](int64_t begin, int64_t end) {
-        std::vector<Number> buffer(rows.channels), total(rows.channels);
+        std::vector<Number> total(rows.channels);
+        std::array<std::vector<Number>, kHeadsAtOnce> buffers;
+        buffers.fill(std::vector<Number>(rows.channels));
         for (int64_t task = begin; task < end; ++task) {
           const int64_t b = task / rows.count;
           std::fill(total.begin(), total.end(), Number(0));
-          for (int64_t head = 0; head < rows.heads; ++head) {
-            const Number* row = read_row(rows, b, head, task % rows.count, buffer);
-            const Number weight = weights[b * rows.heads + head];
-            for (int64_t key = 0; key < rows.channels; ++key) total[key] += row[key] * weight;
-          }
+          int64_t head = 0;
+          const auto next_row = [&](int64_t buffer) {
+            return read_row(rows, b, head + buffer, task % rows.count, buffers[buffer]);
+          };
+          const Number* weight = weights.data() + b * rows.heads;
+          for (; head + kHeadsAtOnce <= rows.heads; head += kHeadsAtOnce)
+            add_rows(total.data(), rows.channels, weight + head, next_row(0), next_row(1), next_row(2), next_row(3));
+          for (; head < rows.heads; ++head) add_rows(total.data(), rows.channels, weight + head, next_row(0));
           convert(total.data(), out + task * rows.channels, rows.channels);
         }
       });
