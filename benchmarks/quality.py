@@ -50,25 +50,28 @@ CLIP_SEARCH: Search = (
         ("dense_features", "clip_residual", "clip_feed_forward"),
         [("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True)],
     ),
+    # None: the picture at once; else crops of so many pixels and the step between them
+    (("clip_window", "clip_stride"), [(None, 112), (64, 32), (48, 24), (40, 16), (32, 16)]),
     SEEDS,
 )
 DIFFUSION_SEARCH: Search = (
     (("layers",), [(("latent/1",),), (("down_blocks.0.*",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),)]),
     (("timesteps",), [((50,),), ((1,),), ((20,),), ((100,),), ((20, 100),)]),
+    (("diffusion_size",), [(128,), (160,), (192,)]),
 )
 WALK_SEARCH: Search = (
     (("alpha", "steps"), [(0.8, 20), (0.6, 12), (0.9, 40)]),
     SEEDS,
     (("temperature",), [(0.02,), (0.005,), (0.05,), (0.2,)]),
     (("beta",), [(0.1,), (0.0,), (0.25,), (0.5,)]),
-    (("window",), [(7,), (5,), (11,)]),
+    (("window",), [(7,), (5,), (11,), (15,)]),
     (("alpha", "steps"), [(0.6, 12), (0.7, 15), (0.8, 20), (0.85, 30), (0.9, 40), (0.95, 60)]),
 )
 
 
 def start() -> NerveConfig:
-    """Where every search starts, whatever the preset is: the sizes of the embedded models and the first options."""
-    config = NerveConfig(diffusion_size=128, clip_size=128, clip_window=None, templates="photo")
+    """Where every search starts, whatever the preset is: the size of the embedded CLIP and the first options."""
+    config = NerveConfig(clip_size=128, templates="photo")
     for names, options in reversed((*CLIP_SEARCH, *DIFFUSION_SEARCH, *WALK_SEARCH)):
         config = config.replace(**dict(zip(names, options[0], strict=True)))
     return config

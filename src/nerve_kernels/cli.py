@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluati
         if evaluation:
             require_extra(*EVALUATION, extra="evaluation")
         code = _command(program, module, arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is still buffered may not fit the disk either
     except MissingExtraError as error:
         _leave(program, str(error), 1)
     except KeyboardInterrupt:
@@ -116,7 +119,20 @@ def _leave(program: str, message: str, code: int) -> NoReturn:
     from .segmentation.plain import plain_line
 
     print(f"{program}: {plain_line(message)}", file=sys.stderr)
+    _let_go_of_output()
     sys.exit(code)
+
+
+def _let_go_of_output() -> None:
+    """Python writes what is buffered when it ends, and would leave with 120 in place of our code where that fails."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -212,16 +212,18 @@ def test_names_that_are_not_text(models, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_standard_output_that_is_full_or_closed(models, pictures, tmp_path):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_standard_output_that_is_full_or_closed(models, pictures, tmp_path, buffered):
     arguments = [*COMMAND, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *models]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert "nerve-segment: cannot go on: [Errno 28] No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(writer)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
