@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from .extras import require_extra
 from .loading import choose_device, choose_dtype, freeze, load_part
 from .pictures import size_for_model, to_tensor
 from .templates import fill
+from .text_tower import embed_rows
 from .vision import dense_embeddings
 from .windows import OverlapAverage, window_starts
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 WINDOWS_AT_ONCE = 16
-PROMPTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -221,16 +220,4 @@ class DenseClip:
         limit = self.model.config.text_config.max_position_embeddings
         longest = min(self.tokenizer.model_max_length, limit)
         rows: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=longest).input_ids
-        # Those of one length together, so that no time is spent on padding: a quarter of it with the usual prompts.
-        by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        embeddings = torch.empty(len(rows), self.model.config.projection_dim, device=self.device)
-        for _, group in itertools.groupby(by_length, key=lambda index: len(rows[index])):
-            indices = list(group)
-            for first in range(0, len(indices), PROMPTS_AT_ONCE):
-                some = indices[first : first + PROMPTS_AT_ONCE]
-                tokens = torch.tensor([rows[index] for index in some], device=self.device)
-                answer: Any = self.model.get_text_features(input_ids=tokens)
-                # A tensor before transformers 5, an output with the projected pooling since.
-                found = answer if isinstance(answer, torch.Tensor) else answer.pooler_output
-                embeddings[some] = functional.normalize(found.float(), dim=-1)
-        return embeddings
+        return embed_rows(self.model, rows)
