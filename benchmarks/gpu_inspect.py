@@ -66,10 +66,8 @@ def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tu
 
 
 def compile_for(launch: Launch, target: str) -> Compiled:
-    """Compile a launch for one of ``TARGETS`` and count."""
+    """Compile a launch, planned for such a machine, for one of ``TARGETS`` and count."""
     signature, constants, attributes = specialised(launch)
-    if TARGETS[target].backend == "hip" and "HALF_PRECISION" in constants:
-        constants["HALF_PRECISION"] = "ieee"  # as the walk's half_precision() says on an AMD machine
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
     kernel = triton.compile(source, target=TARGETS[target], options=launch.options())
     if TARGETS[target].backend == "hip":

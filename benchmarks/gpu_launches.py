@@ -42,6 +42,17 @@ def float32_products(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+@contextmanager
+def machine_with(backend: str) -> Iterator[None]:
+    """Launches planned in here are those of a machine with GPUs of AMD, "hip", or of NVIDIA, "cuda"."""
+    before = torch.version.hip
+    torch.version.hip = "planned for" if backend == "hip" else None
+    try:
+        yield
+    finally:
+        torch.version.hip = before
+
+
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import triton
 from benchmarks.gpu_inspect import SHARED_MEMORY_LIMIT, TARGETS, Compiled, compile_for, rows_allow_wide_loads
-from benchmarks.gpu_launches import HEAD_SIZES, PRECISIONS, attention_launches, map_launches
+from benchmarks.gpu_launches import HEAD_SIZES, PRECISIONS, attention_launches, machine_with, map_launches
 from benchmarks.gpu_walk_launches import walk_launches
 
 from nerve_kernels._triton.launch import Launch
@@ -27,14 +27,15 @@ RESULTS = Path(__file__).parent / "results" / "gpu_static.csv"
 Case = tuple[str, int, str]
 
 
-def launches(precision: str, head_size: int) -> Iterator[tuple[str, Launch]]:
+def launches(precision: str, head_size: int, target: str) -> Iterator[tuple[str, Launch]]:
     """Every launch of one case, named by its operation; a head size of 0 means explicit maps and the walk."""
-    if head_size:
-        found = attention_launches(precision, head_size)
-    else:
-        found = walk_launches(precision)
-        if precision != "tf32":  # which means nothing to maps
-            found |= map_launches(PRECISIONS[precision][0])
+    with machine_with(TARGETS[target].backend):
+        if head_size:
+            found = attention_launches(precision, head_size)
+        else:
+            found = walk_launches(precision)
+            if precision != "tf32":  # which means nothing to maps
+                found |= map_launches(PRECISIONS[precision][0])
     for operation, several in found.items():
         for launch in several:
             yield operation, launch
@@ -61,7 +62,7 @@ def check(case: Case) -> list[dict[str, Any]]:
     """One row for each launch of a case."""
     precision, head_size, target = case
     rows = []
-    for operation, launch in launches(precision, head_size):
+    for operation, launch in launches(precision, head_size, target):
         compiled = compile_for(launch, target)
         rows.append(
             {"operation": operation, "kernel": launch.kernel.__name__, "precision": precision}

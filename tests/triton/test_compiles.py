@@ -27,6 +27,7 @@ CASES = [
     ("bf16", 0, "sm_90"),
     ("fp16", 0, "sm_80"),
     ("tf32", 0, "sm_120"),
+    ("fp16", 0, "gfx942"),
     ("bf16", 0, "gfx942"),
 ]
 
@@ -34,7 +35,7 @@ CASES = [
 @pytest.mark.parametrize(("precision", "head_size", "target"), CASES, ids=str)
 def test_kernels_compile_without_faults(precision, head_size, target):
     compiled = 0
-    for operation, launch in gpu_static.launches(precision, head_size):
+    for operation, launch in gpu_static.launches(precision, head_size, target):
         if "@" in operation:
             continue
         result = compile_for(launch, target)
@@ -45,13 +46,21 @@ def test_kernels_compile_without_faults(precision, head_size, target):
 
 
 def test_tf32_is_used_where_torch_allows_it():
-    launches = dict(gpu_static.launches("tf32", 64))
+    launches = dict(gpu_static.launches("tf32", 64, "sm_80"))
     launch = launches["attention_entropy"]
     assert launch.constants["PRECISION"] == "tf32"
     assert compile_for(launch, "sm_80").tensor_core_instructions > 0
-    launch = dict(gpu_static.launches("fp32", 64))["attention_entropy"]
+    launch = dict(gpu_static.launches("fp32", 64, "sm_80"))["attention_entropy"]
     assert launch.constants["PRECISION"] == "ieee"
     assert compile_for(launch, "sm_80").tensor_core_instructions == 0
+
+
+def test_launches_are_planned_as_on_a_machine_with_the_target():
+    before = torch.version.hip
+    for target, expected in (("sm_90", "tf32"), ("gfx942", "ieee")):
+        launch = dict(gpu_static.launches("fp16", 0, target))["random_walk"]
+        assert launch.constants["HALF_PRECISION"] == expected
+    assert torch.version.hip == before
 
 
 def test_a_grid_of_one_row_compiles():
@@ -64,7 +73,7 @@ def test_a_grid_of_one_row_compiles():
 
 def test_faults_are_found():
     """The checks themselves: a configuration that is known to spill, and one that asks for too much."""
-    operation, launch = next(gpu_static.launches("fp16", 40))
+    operation, launch = next(gpu_static.launches("fp16", 40, "sm_80"))
     result = compile_for(launch, "sm_80")
     assert operation == "attention_entropy"
     for change, fault in [
@@ -79,7 +88,7 @@ def test_faults_are_found():
 
 def test_spills_are_seen_in_the_machine_code():
     """One warp for a tile made for eight: the registers cannot suffice."""
-    launch = dict(gpu_static.launches("fp16", 160))["fuse_attention"]
+    launch = dict(gpu_static.launches("fp16", 160, "sm_80"))["fuse_attention"]
     crowded = type(launch)(**{**vars(launch), "warps": 1})
     assert compile_for(crowded, "sm_80").spills > 0
 

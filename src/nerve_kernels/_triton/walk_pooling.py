@@ -68,8 +68,10 @@ def plan_average(p: Tensor, grid: list[int], cells: list[int], pooled: Tensor) -
     """The launch that writes ``pooled``, (B, h·w, C) float32; ``p`` (B, N, C) is contiguous."""
     batch, _, labels = p.shape
     tallest, widest = (triton.cdiv(grid[side], cells[side]) for side in (0, 1))  # the largest cell
-    slots = min(64, triton.next_power_of_2(tallest * widest))
-    at_once, block = 64 // slots, label_block(labels)
+    # 32 slots in all: each holds 64-bit bounds of its cell, and more of them left too few registers, and fewer programs
+    # than a GPU has multiprocessors
+    slots = min(32, triton.next_power_of_2(tallest * widest))
+    at_once, block = 32 // slots, label_block(labels)
     return Launch(
         average_cells_kernel,
         batch * triton.cdiv(cells[0] * cells[1], at_once) * triton.cdiv(labels, block),

@@ -269,14 +269,23 @@ def _blocks(weights: list[Tensor], tiling: Tiling, labels: int) -> tuple[int, in
     """Tokens of the halo and columns of U that one dot takes, warps and pipeline stages.
 
     At the sizes of a picture there is one program to a multiprocessor or little more, and each waits for its loads: few
-    large ones, two in flight. Larger tiles have neither the registers nor the shared memory for that.
+    large ones, two in flight. Larger tiles have neither the registers nor the shared memory for that. Compilers rather
+    spill a value or two than have fewer programs on a multiprocessor, so registers are short well before they run out.
     """
     slots = math.prod(tiling.tile) * tiling.slots
     on_tensor_cores = any(is_low_precision(part) or dot_precision(part) == "tf32" for part in weights)
     if slots <= 64:
-        small = slots * labels <= 2048
-        widened = any(part.dtype == torch.float16 for part in weights)  # to TF32, which takes twice the registers
-        return 32, 64 if small and not widened else 32, 4 if on_tensor_cores else 8, 3 if small else 2
+        small, full = slots * labels <= 2048, slots * labels == 2048
+        # float16 as TF32 takes twice the registers; where it stays as it is, 64 columns are 16 bytes for each thread
+        widened = [part.dtype == torch.float16 and half_precision() == "tf32" for part in weights]
+        ranks = 64 if small and not any(widened) else 32
+        stages = 3 if small and not (full and widened[0]) else 2
+        # window values in float32 beside a full accumulator, or kept for multipliers: 64 bytes of them, not 128
+        float32 = not any(is_low_precision(part) for part in weights)
+        halo = 16 if float32 and (full or (small and not on_tensor_cores)) else 32
+        # as many columns of a matrix whose rows are not contiguous, such as Sᵀ, are addresses for twice the threads
+        scattered = ranks == 64 and any(part.stride(-1) != 1 for part in weights)
+        return halo, ranks, 4 if on_tensor_cores and not scattered else 8, stages
     inner = 32 if on_tensor_cores else 16
     return inner, inner, 8, 2
 
