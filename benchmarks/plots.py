@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,17 @@ def footnote(figure: Any, row: dict[str, str]) -> None:
     figure.text(0.5, -0.02, text, ha="center", fontsize=8, color="#555555")
 
 
+def growth(line: Rows, of_row: Callable[[dict[str, str]], int]) -> float:
+    """The exponent that time grows with over the upper half of a sweep, where no constant cost hides it."""
+    first, last = line[len(line) // 2], line[-1]
+    if of_row(first) == of_row(last):
+        return math.nan
+    times = float(last["median_ms"]) / float(first["median_ms"])
+    return math.log(times) / math.log(of_row(last) / of_row(first))
+
+
 def sweeps(rows: Rows) -> Any:
-    """Time above, memory below, one column for each operation and quantity."""
+    """Time above with the power it grows with, memory below, one column for each operation and quantity."""
     swept = [row for row in rows if row["sweep"]]
     panels = list(dict.fromkeys((row["operation"], row["sweep"]) for row in swept))
     if not panels:
@@ -55,7 +65,8 @@ def sweeps(rows: Rows) -> Any:
         chosen = [row for row in swept if (row["operation"], row["sweep"]) == (operation, quantity)]
         for name in dict.fromkeys(row["implementation"] for row in chosen):
             line = sorted((row for row in chosen if row["implementation"] == name), key=of_row)
-            style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": name}
+            label_of_line = f"{name}: {quantity}^{growth(line, of_row):.2f}"
+            style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": label_of_line}
             style |= {"color": OURS_COLOUR, "linewidth": 2.2} if line[0]["kind"] == "ours" else {"linewidth": 1.1}
             axes[0, column].plot([of_row(row) for row in line], [float(row["median_ms"]) for row in line], **style)
             measured = [row for row in line if row["peak_extra_mib"]]
