@@ -8,8 +8,9 @@
   picture asked for all words of the world (what the field's protocol asks), with settings selected for that;
 - ``embedded_quality.json``: every selected config in full, validation scores, machine, versions, date.
 
-The search is one pass over the settings in a fixed order, from the first option of each, each chosen with the ones
-before it fixed; ties keep the earlier option. Nothing but validation scenes is looked at until it is over.
+The search changes one setting after the other in a fixed order, from the first option of each, and keeps what is
+better; it goes over them twice. CLIP's settings are chosen without a walk, then the walk's, then Stable Diffusion's,
+then each method's own. Ties keep the earlier option. Nothing but validation scenes is looked at until it is over.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ CLIP_SEARCH: Search = (
     SEEDS,
 )
 DIFFUSION_SEARCH: Search = (
-    (("layers",), [(("latent/1",),), (("down_blocks.0.*",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),)]),
-    (("timesteps",), [((50,),), ((1,),), ((20,),), ((100,),), ((20, 100),)]),
+    (("layers",), [(("down_blocks.0.*",),), (("latent/1",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),)]),
+    (("timesteps",), [((20,),), ((1,),), ((50,),), ((100,),), ((20, 100),)]),
     (("diffusion_size",), [(128,), (160,), (192,)]),
 )
 WALK_SEARCH: Search = (
-    (("alpha", "steps"), [(0.8, 20), (0.6, 12), (0.9, 40)]),
     SEEDS,
+    (("alpha", "steps"), [(0.8, 20), (0.6, 12), (0.7, 15), (0.85, 30), (0.9, 40), (0.95, 60)]),
     (("temperature",), [(0.02,), (0.005,), (0.05,), (0.2,)]),
     (("beta",), [(0.1,), (0.0,), (0.25,), (0.5,)]),
     (("window",), [(7,), (5,), (11,), (15,)]),
-    (("alpha", "steps"), [(0.6, 12), (0.7, 15), (0.8, 20), (0.85, 30), (0.9, 40), (0.95, 60)]),
 )
+MOST_PASSES = 2
 
 
 def start() -> NerveConfig:
@@ -158,17 +159,20 @@ def choose(
     *,
     every_word: bool,
 ) -> tuple[NerveConfig, dict[str, Any], float]:
-    """One pass over the settings: (config, what was selected, validation mIoU)."""
-    config, selected, best = start, dict[str, Any](), float("-inf")
-    for names, options in search:
-        scores = []
-        for option in options:
-            candidate = config.replace(**dict(zip(names, option, strict=True)))
-            scores.append((split.score(candidate, every_word=every_word), candidate))
-            report(f"  {dict(zip(names, option, strict=True))}: {scores[-1][0]:.4f}")
-        best, config = max(scores, key=lambda item: item[0])
-        selected.update({name: getattr(config, name) for name in names})
-    return config, selected, best if search else split.score(start, every_word=every_word)
+    """Coordinate ascent over the settings: (config, what was selected, validation mIoU)."""
+    config, best = start, split.score(start, every_word=every_word)
+    for _ in range(MOST_PASSES):
+        before = best
+        for names, options in search:
+            for option in options:
+                candidate = config.replace(**dict(zip(names, option, strict=True)))
+                score = split.score(candidate, every_word=every_word)
+                report(f"  {dict(zip(names, option, strict=True))}: {score:.4f}")
+                if score > best:
+                    config, best = candidate, score
+        if best == before:
+            break
+    return config, {name: getattr(config, name) for names, _ in search for name in names}, best
 
 
 def select(split: Split, report: Callable[[str], None], *, every_word: bool) -> dict[str, dict[str, Any]]:
@@ -178,7 +182,9 @@ def select(split: Split, report: Callable[[str], None], *, every_word: bool) -> 
         return choose(split, config, search, report, every_word=every_word)
 
     clip, clip_choice, _ = chosen(start().replace(walk=False), CLIP_SEARCH)
-    with_walk, diffusion_choice, _ = chosen(clip.replace(walk=True, criterion="entropy"), DIFFUSION_SEARCH)
+    # the encoder is judged by a walk that suits it
+    with_walk, _, _ = chosen(clip.replace(walk=True, criterion="entropy"), WALK_SEARCH)
+    with_walk, diffusion_choice, _ = chosen(with_walk, DIFFUSION_SEARCH)
     details = {}
     for method in METHODS:
         report(method.name)
