@@ -43,7 +43,8 @@ def table(options: argparse.Namespace) -> int:
     first = rows[0]
     rates = (float(first[name]) for name in ("peak_gflops", "peak_gbytes_per_s", "peak_gexps"))
     print_table(rows, Ceilings(*rates, source=first["peaks_from"]))
-    print_expectations(rows, EXPECTATIONS)
+    if first["device"] == "cpu":
+        print_expectations(rows, EXPECTATIONS)
     return 0
 
 

@@ -28,7 +28,8 @@ class Expectation:
         sign = "≤" if self.at_most else "≥"
         wanted = f"{sign} {self.wanted:g} {self.unit}" + (f" (stretch {self.stretch:g})" if self.stretch else "")
         case = self.operation, self.size, self.dtype
-        of_case = [row for row in rows if (row["operation"], row["size"], row["dtype"]) == case]
+        # points of a sweep have the same size, but were measured apart
+        of_case = [row for row in rows if (row["operation"], row["size"], row["dtype"]) == case and not row["sweep"]]
         value = self.figure([row for row in of_case if row["median_ms"]])
         if value is None:
             return self.name, "not measured", wanted, "-"

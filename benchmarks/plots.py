@@ -44,11 +44,11 @@ def footnote(figure: Any, row: dict[str, str]) -> None:
     figure.text(0.5, -0.02, text, ha="center", fontsize=8, color="#555555")
 
 
-def growth(line: Rows, of_row: Callable[[dict[str, str]], int]) -> float:
+def growth(line: Rows, of_row: Callable[[dict[str, str]], int]) -> float | None:
     """The exponent that time grows with over the upper half of a sweep, where no constant cost hides it."""
-    first, last = line[len(line) // 2], line[-1]
+    first, last = line[(len(line) - 1) // 2], line[-1]
     if of_row(first) == of_row(last):
-        return math.nan
+        return None
     times = float(last["median_ms"]) / float(first["median_ms"])
     return math.log(times) / math.log(of_row(last) / of_row(first))
 
@@ -65,7 +65,8 @@ def sweeps(rows: Rows) -> Any:
         chosen = [row for row in swept if (row["operation"], row["sweep"]) == (operation, quantity)]
         for name in dict.fromkeys(row["implementation"] for row in chosen):
             line = sorted((row for row in chosen if row["implementation"] == name), key=of_row)
-            label_of_line = f"{name}: {quantity}^{growth(line, of_row):.2f}"
+            power = growth(line, of_row)
+            label_of_line = name if power is None else f"{name}: {quantity}^{power:.2f}"
             style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": label_of_line}
             style |= {"color": OURS_COLOUR, "linewidth": 2.2} if line[0]["kind"] == "ours" else {"linewidth": 1.1}
             axes[0, column].plot([of_row(row) for row in line], [float(row["median_ms"]) for row in line], **style)

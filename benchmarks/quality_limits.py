@@ -3,7 +3,7 @@
 Three kinds of rows go to ``benchmarks/results/embedded_limits.csv``: one setting of the preset changed at a time, which
 shows what a better choice of it could give; one part replaced by the truth, which shows what a perfect part could give;
 and how much of all attention the most attended tokens take, sinks, which belong to no object. Every picture is asked
-for its own words. About half an hour on one core.
+for its own words. About a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -89,11 +89,10 @@ def oracles(split: Split, config: NerveConfig) -> Iterator[tuple[str, float]]:
     size = (split.scenes[0].image.height, split.scenes[0].image.width)
 
     def from_truth(scene: EmbeddedScene, features: ImageFeatures, *, walk: bool) -> Tensor:
-        affinity = features.affinity(config)
         assert features.grid is not None
         seeds = true_seeds(scene, split.classes, features.grid)
         if walk:
-            seeds = nk.random_walk(seeds, affinity, alpha=config.alpha, steps=config.steps)
+            seeds = nk.random_walk(seeds, features.affinity(config), alpha=config.alpha, steps=config.steps)
         return best_labels(seeds.T.reshape(-1, *features.grid), size)
 
     def grouped(config: NerveConfig) -> Callable[[EmbeddedScene, ImageFeatures], Tensor]:

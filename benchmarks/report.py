@@ -75,11 +75,12 @@ def print_table(rows: Rows, ceilings: Ceilings) -> None:
 
 
 def print_expectations(rows: Rows, expectations: Sequence[Expectation]) -> None:
-    """Each that the rows have a case for: what was measured, what was wanted, whether it holds."""
+    """Each whose operation was run: what was measured, what was wanted, whether it holds."""
+    run = {(row["operation"], row["size"]) for row in rows}
     table = Table("expectation", "size", "measured", "wanted", "")
     for expectation in expectations:
         name, measured, wanted, verdict = expectation.row(rows)
-        if verdict != "-":
+        if (expectation.operation, expectation.size) in run:
             table.add_row(name, expectation.size, measured, wanted, verdict)
     if table.row_count:
         Console(width=170).print(table)

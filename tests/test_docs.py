@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PICTURE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
 PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("benchmarks/*.md")), *sorted(ROOT.glob("training/*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
@@ -32,12 +33,24 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 
 def test_every_link_leads_somewhere():
     checked = 0
-    for page in PAGES:
+    for page in TEXTS:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
                 checked += 1
     assert checked > 10
+
+
+def test_every_module_that_a_text_says_to_run_is_there():
+    modules = {
+        name
+        for page in TEXTS
+        for name in re.findall(r"python -m ((?:benchmarks|training)[\w.]*)", page.read_text("utf-8"))
+    }
+    assert len(modules) > 3
+    for name in modules:
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
 
 
 def test_every_public_operator_is_in_the_reference():

@@ -93,8 +93,8 @@ Tensor fuse_attention_maps(Tensor maps, Tensor w) {
   check_maps(maps);
   check_weights(w, maps);
   Tensor fused = torch::stable::new_empty(maps, {maps.size(0), maps.size(2), maps.size(3)});
-  const Tokens rows = merge_rows(Tokens(maps));
   if (fused.numel() == 0) return fused;
+  const Tokens rows = merge_rows(Tokens(maps));
   const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
   with_number(is_double, [&](auto number) {
     using Number = decltype(number);

@@ -28,8 +28,9 @@ class SharedTasks {
       Share& fullest = *std::max_element(shares_.begin(), shares_.end(), [](const Share& one, const Share& other) {
         return one.size() < other.size();
       });
-      if (fullest.size() == 0) return false;
       if (take_from(fullest, false, task)) return true;
+      // emptied meanwhile: look again, until there is none that has any
+      if (std::all_of(shares_.begin(), shares_.end(), [](const Share& share) { return share.size() == 0; })) return false;
     }
   }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from .segmentation.extras import MissingExtraError, require_extra
 
@@ -118,21 +119,26 @@ def _describe(error: Exception) -> str:
 def _leave(program: str, message: str, code: int) -> NoReturn:
     from .segmentation.plain import plain_line
 
-    print(f"{program}: {plain_line(message)}", file=sys.stderr)
-    _let_go_of_output()
+    if sys.stderr is not None:  # print() would take standard output in its place
+        # where errors cannot be written either, the exit code is all that is left to say it
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{program}: {plain_line(message)}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        _let_go_of(stream)
     sys.exit(code)
 
 
-def _let_go_of_output() -> None:
+def _let_go_of(stream: TextIO | None) -> None:
     """Python writes what is buffered when it ends, and would leave with 120 in place of our code where that fails."""
-    if sys.stdout is None:
+    if stream is None:
         return
     try:
-        sys.stdout.flush()
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        stream.flush()
+    except (OSError, ValueError):  # full, or closed
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_the_sources_are_importable_without_an_install(tmp_path: Path, monkeypat
 
 def row(operation: str, size: str, name: str, kind: str, median: float, bandwidth: str = "") -> dict[str, object]:
     columns = {"operation": operation, "size": size, "implementation": name, "kind": kind, "dtype": "float32"}
-    return columns | {"median_ms": str(median), "percent_of_bandwidth": bandwidth}
+    return columns | {"sweep": "", "median_ms": str(median), "percent_of_bandwidth": bandwidth}
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.05, "met"), (0.2, "MISSED")])
@@ -136,6 +136,16 @@ def test_expectations_are_judged_by_the_fastest_backend(ours: float, verdict: st
     assert dense.row(rows)[3] == verdict
     half = [row | {"dtype": "float16"} for row in rows]
     assert speed.row(half)[1] == speed.row([])[1] == "not measured"
+
+
+def test_points_of_a_sweep_are_no_evidence() -> None:
+    dense = next(e for e in CPU_EXPECTATIONS if "dense" in e.name and e.wanted == 25)
+    rows = [
+        row(dense.operation, dense.size, "cpp", "ours", 10.0),
+        row(dense.operation, dense.size, "dense S in torch", "peer", 240.0),
+        row(dense.operation, dense.size, "cpp", "ours", 9.0) | {"sweep": "N"},
+    ]
+    assert dense.row(rows)[1:] == ("24 × its speed", "≥ 25 × its speed", "MISSED")
 
 
 def test_expectations_name_cases_that_are_measured() -> None:

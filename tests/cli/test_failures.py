@@ -230,6 +230,15 @@ def test_standard_output_that_is_full_or_closed(models, pictures, tmp_path, buff
     assert_whole(tmp_path / "out")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_the_exit_code_survives_when_errors_cannot_be_written(tmp_path, buffered):
+    arguments = [*COMMAND, tmp_path / "absent.png", "-l", "cat, dog", "--no-such-option"]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        assert subprocess.run(arguments, stdout=full, stderr=full, check=False, env=environment).returncode == 2
+
+
 def test_a_pipe_is_not_waited_for(models, tmp_path, capsys):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)

@@ -93,7 +93,7 @@ def map_calls(draw: st.DrawFn, *, weights: bool) -> tuple[dict[str, Any], bool, 
     arguments: dict[str, Any] = {"maps": probabilities(draw, shape, dtype)}
     if weights:
         arguments["w"] = probabilities(draw, shape[:2], dtype)
-    arguments["backend"] = draw(backends.filter(lambda name: name != "cpp"))  # maps have none
+    arguments["backend"] = draw(backends)
     return arguments, spoilt(draw, arguments), dtype
 
 

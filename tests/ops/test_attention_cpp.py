@@ -85,11 +85,13 @@ def test_both_affinities_equal_the_reference(
 
 
 @pytest.mark.parametrize("dtype", WIDE + LOW, ids=str)
-@pytest.mark.parametrize("keys", [1, 13, 64, 1500])
-def test_explicit_maps_equal_the_reference(keys: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("heads", "rows", "keys"), [(3, 9, 1), (3, 9, 13), (4, 16, 64), (9, 12, 1500), (5, 2, 2048), (4, 2, 4097)]
+)
+def test_explicit_maps_equal_the_reference(heads: int, rows: int, keys: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(keys)
-    maps = (4 * torch.randn(2, 3, 9, keys, generator=generator)).softmax(-1).to(dtype)
-    w = random_weights(5, 2, 3)
+    maps = (4 * torch.randn(2, heads, rows, keys, generator=generator)).softmax(-1).to(dtype)
+    w = random_weights(5, 2, heads)
     entropy = nk.attention_map_entropy(maps, backend="cpp")
     assert (entropy - reference.attention_map_entropy(maps)).abs().max() <= TOLERANCE[dtype]
     fused, expected = nk.fuse_attention_maps(maps, w, backend="cpp"), reference.fuse_attention_maps(maps, w)
@@ -180,6 +182,10 @@ def test_nothing_in_nothing_out() -> None:
         assert ops._attention_map_entropy_cpp(q).shape == (batch, heads, tokens)
         assert ops._fuse_attention_cpp(q, q, w, lse, 1.0).shape == (batch, tokens, tokens)
         assert ops._fuse_attention_maps_cpp(q, w).shape == (batch, tokens, 8)
+        neither = torch.empty(batch, heads, 1, 0).expand(
+            batch, heads, 0, 0
+        )  # rows that lie behind each other, of nothing
+        assert ops._fuse_attention_maps_cpp(neither, w).shape == (batch, 0, 0)
         assert ops._global_affinity_cpp(q, q, w, lse, [2, 3], [1, 2], 1.0).shape == (batch, tokens, 2)
         assert ops._local_affinity_cpp(q, q, w, lse, [2, 3], [3, 3], 1.0, False).shape == (batch, tokens, 9)
     without_heads = ops._local_affinity_cpp(q, q, w, lse, [2, 3], [3, 3], 1.0, True)

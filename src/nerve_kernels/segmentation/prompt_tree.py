@@ -52,7 +52,7 @@ def prompt_trees(rows: Sequence[list[int]], *, most_nodes: int) -> Iterator[Prom
     repeats only what the prompts on both sides of a border share.
 
     Args:
-        rows: the tokens of each prompt, at least one; all with the same first one.
+        rows: the tokens of each prompt, at least one each; all with the same first one.
         most_nodes: in a tree, except where a single prompt has more.
 
     Yields:
