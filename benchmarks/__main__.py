@@ -23,6 +23,8 @@ def run(options: argparse.Namespace) -> int:
     threads = str(options.threads)
     print(f"threads: {threads}; rows go to {rows}", flush=True)
     variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    # numpy's threads would spin for tens of milliseconds after their product, in the time of whoever comes next
+    variables["OPENBLAS_THREAD_TIMEOUT"] = "4"
     command = [sys.executable, "-m", "pytest", "-q", str(HERE / "bench_operations.py"), "--benchmark-quiet"]
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:xdist"]
     command += ["-W", "ignore", "--rows", str(rows.resolve()), "--only", options.only]
