@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 
 Rows = Sequence[dict[str, str]]
 OURS_COLOUR = "#1f5fa8"
+PEER_COLOURS = ["#d9822b", "#3d9a50", "#8e5bb5", "#777777", "#b8443a"]
 AXES = {
     "N": ("tokens N", lambda row: int(row["height"]) * int(row["width"])),
     "C": ("labels C", lambda row: int(row["labels"])),
@@ -41,7 +42,8 @@ def draw_all(rows: Rows, folder: Path) -> list[Path]:
 def footnote(figure: Any, row: dict[str, str]) -> None:
     """Where the figures come from."""
     text = f"{row['machine']}, {row['threads']} threads, {row['dtype']}, torch {row['torch']}, {row['date']}"
-    figure.text(0.5, -0.02, text, ha="center", fontsize=8, color="#555555")
+    # a fixed distance below the picture, however tall it is
+    figure.text(0.5, -0.15 / figure.get_figheight(), text, ha="center", va="top", fontsize=8, color="#555555")
 
 
 def growth(line: Rows, of_row: Callable[[dict[str, str]], int]) -> float | None:
@@ -68,7 +70,12 @@ def sweeps(rows: Rows) -> Any:
             power = growth(line, of_row)
             label_of_line = name if power is None else f"{name}: {quantity}^{power:.2f}"
             style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": label_of_line}
-            style |= {"color": OURS_COLOUR, "linewidth": 2.2} if line[0]["kind"] == "ours" else {"linewidth": 1.1}
+            peers = len(axes[0, column].lines) - 1
+            style |= (
+                {"color": OURS_COLOUR, "linewidth": 2.2}
+                if line[0]["kind"] == "ours"
+                else {"color": PEER_COLOURS[peers % len(PEER_COLOURS)], "linewidth": 1.1}
+            )
             axes[0, column].plot([of_row(row) for row in line], [float(row["median_ms"]) for row in line], **style)
             measured = [row for row in line if row["peak_extra_mib"]]
             # a page is the least that can be seen
@@ -79,7 +86,10 @@ def sweeps(rows: Rows) -> Any:
         for axis in axes[:, column]:
             axis.set(xscale="log", yscale="log")
             axis.grid(visible=True, which="major", linewidth=0.4)
-        axes[0, column].legend(fontsize=7)
+        # room for the legend above the lines
+        low, high = axes[0, column].get_ylim()
+        axes[0, column].set_ylim(low, high * (high / low) ** 0.4)
+        axes[0, column].legend(fontsize=7, loc="upper left")
     axes[0, 0].set_ylabel("median time (ms)")
     axes[1, 0].set_ylabel("peak extra memory (MiB)")
     figure.tight_layout()
@@ -103,12 +113,14 @@ def roofline(rows: Rows) -> Any:
     axis.plot(corners, [min(peak, bandwidth * x) for x in corners], color="#333333", linewidth=1.5)
     axis.text(corners[-1], peak * 1.08, f"FMA peak {peak:.0f} GFLOP/s", ha="right", fontsize=8)
     axis.text(corners[0] * 1.1, bandwidth * corners[0] * 1.6, f"read {bandwidth:.0f} GB/s", rotation=30, fontsize=8)
-    for operation in dict.fromkeys(row["operation"] for row in ours):
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for number, operation in enumerate(dict.fromkeys(row["operation"] for row in ours)):
         points = [row for (name, _), row in best.items() if name == operation]
         axis.plot(
             [float(row["gflops"]) / float(row["gbytes_per_s"]) for row in points],
             [float(row["gflops"]) for row in points],
             "o",
+            color=colours[number % len(colours)],
             markersize=4.5,
             label=operation,
         )
@@ -117,6 +129,11 @@ def roofline(rows: Rows) -> Any:
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     footnote(figure, ours[0])
     return figure
+
+
+def times(ratio: float) -> str:
+    """Two digits, and no powers of ten."""
+    return f"{ratio:.0f} ×" if ratio >= 10 else f"{ratio:.2g} ×"
 
 
 def bars(rows: Rows) -> Any:
@@ -144,7 +161,7 @@ def bars(rows: Rows) -> Any:
         height=0.7,
     )
     for place, (_, ratio, ours) in zip(places, entries, strict=True):
-        axis.text(ratio * 1.05, place, "" if ours else f"{ratio:.2g} ×", va="center", fontsize=7)
+        axis.text(ratio * 1.05, place, "" if ours else times(ratio), va="center", fontsize=7)
     axis.set_yticks(list(places), [name for name, *_ in entries], fontsize=7)
     axis.set(
         xscale="log", xlabel="time against ours (* another answer to the same question)", ylim=(0.3, len(entries) + 0.7)

@@ -188,7 +188,9 @@ def select(split: Split, report: Callable[[str], None], *, every_word: bool) -> 
     details = {}
     for method in METHODS:
         report(method.name)
-        config, selected, score = chosen(with_walk.replace(**method.fixed), method.search())
+        # what CLIP is alone, it is with the seeds that suit it alone
+        before = with_walk if method.fixed.get("walk", True) else clip
+        config, selected, score = chosen(before.replace(**method.fixed), method.search())
         shared = clip_choice if method.name == "clip" else {**clip_choice, **diffusion_choice}
         details[method.name] = {
             "selected_on_validation": {**shared, **selected},

@@ -161,7 +161,7 @@ def test_a_click_moves_the_rows(visitor):
     before, text = visitor.picture("row-mixed"), visitor.tab.locator("#rows-text")
     box = visitor.tab.locator("#after img").bounding_box()
     visitor.tab.locator("#after img").click(position={"x": box["width"] * 0.2, "y": box["height"] * 0.45})
-    playwright.expect(text).to_contain_text("column 10 of 32 × 48", timeout=PATIENCE)
+    playwright.expect(text).to_contain_text("column 15 of 48 × 72", timeout=PATIENCE)
     visitor.wait_for_change("row-mixed", before)
 
 

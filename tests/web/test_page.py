@@ -102,7 +102,7 @@ def test_a_slider_and_a_click(page):
     assert (config.alpha, config.beta, config.steps, config.temperature, config.window) == (0.5, 0.5, 10, 1.0, 7)
     clicked = page.on_click(event(index=[719, 479]), answer[page.shown])
     assert clicked[page.shown].pixel == (191, 127)
-    assert "row 32, column 48 of 32 × 48" in clicked[page.rows_text]
+    assert "row 48, column 72 of 48 × 72" in clicked[page.rows_text]
     assert "legend" in page.on_click(event(index=[10, 500]), answer[page.shown])[page.rows_text]
 
 
