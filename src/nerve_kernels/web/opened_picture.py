@@ -109,13 +109,13 @@ class OpenedPicture:
         return Outcome(before, self._walked(labels, config), dict(self._seconds))
 
     @torch.no_grad()
-    def rows(self, pixel: tuple[int, int], config: NerveConfig) -> TokenRows:
-        """The row of S of the token under a pixel (x, y)."""
+    def rows(self, point: tuple[float, float], config: NerveConfig) -> TokenRows:
+        """The row of S of the token under a point (x, y), which is in pixels and may lie within one."""
         grid = self._grid()
-        x, y = pixel
+        x, y = point
         token = (
-            min(grid[0] - 1, max(0, y * grid[0] // self.picture.height)),
-            min(grid[1] - 1, max(0, x * grid[1] // self.picture.width)),
+            min(grid[0] - 1, max(0, int(y * grid[0] / self.picture.height))),
+            min(grid[1] - 1, max(0, int(x * grid[1] / self.picture.width))),
         )
         local, coarse = (
             affinity_row(part, token[0] * grid[1] + token[1]).view(grid).float().cpu()

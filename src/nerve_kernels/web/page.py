@@ -46,7 +46,7 @@ class Shown:
     key: str = ""
     labels: str = ""
     config: NerveConfig | None = None
-    pixel: tuple[int, int] = (0, 0)
+    point: tuple[float, float] = (0.0, 0.0)  # (x, y) of the clicked point, in the picture's pixels
 
 
 def slider_to_temperature(value: float) -> float:
@@ -231,10 +231,10 @@ class Page:
             picture = self.workbench.opened(shown.key).picture
             x, y = event.index
             scale = picture.width / self._overlay_width(shown)
-            pixel = (int(x * scale), int(y * scale))
-            if pixel[1] >= picture.height:
+            point = ((x + 0.5) * scale, (y + 0.5) * scale)
+            if point[1] >= picture.height:
                 return {self.rows_text: "That was the legend: click on the picture above it."}
-            shown = replace(shown, pixel=pixel)
+            shown = replace(shown, point=point)
             return {self.shown: shown, **self._rows(shown)}
         except EXPECTED as error:
             return self._refusal(error)
@@ -257,8 +257,8 @@ class Page:
     # ---- what they share -----------------------------------------------------------------------------------------
 
     def _choose(self, picture: Image.Image, labels: str, settings: tuple[float, ...]) -> Iterator[Changes]:
-        middle = (picture.width // 2, picture.height // 2)
-        shown = Shown(self.workbench.add(picture), labels, pixel=middle)
+        middle = (picture.width / 2, picture.height / 2)
+        shown = Shown(self.workbench.add(picture), labels, point=middle)
         cleared = dict.fromkeys((self.before, self.after), picture) | dict.fromkeys(self.rows)
         words = "Stable Diffusion and CLIP are looking at the picture …"
         start: Changes = {self.shown: shown, self.labels: labels, self.heads: "", self.rows_text: ""}
@@ -298,7 +298,7 @@ class Page:
 
     def _rows(self, shown: Shown) -> Changes:
         assert shown.config is not None
-        rows = self.workbench.rows(shown.key, shown.pixel, shown.config)
+        rows = self.workbench.rows(shown.key, shown.point, shown.config)
         picture = self.workbench.opened(shown.key).picture
         maps = [draw_row(row, rows.token, picture) for row in (rows.local, rows.coarse, rows.mixed)]
         y, x = rows.token

@@ -110,12 +110,12 @@ class Workbench:
         with self._working:
             return opened.segment(words, config)
 
-    def rows(self, key: object, pixel: tuple[int, int], config: NerveConfig) -> TokenRows:
+    def rows(self, key: object, point: tuple[float, float], config: NerveConfig) -> TokenRows:
         """A token's row of S in a held picture; see :meth:`OpenedPicture.rows`."""
         check_settings(config)
         opened = self.opened(key)
         with self._working:
-            return opened.rows(pixel, config)
+            return opened.rows(point, config)
 
     def head_weights(self, key: object, config: NerveConfig) -> list[HeadWeight]:
         """The heads' weights in a held picture; see :meth:`OpenedPicture.head_weights`."""
