@@ -16,10 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from benchmarks.gpu_inspect import SHARED_MEMORY_LIMIT, TARGETS, Compiled, compile_for, rows_allow_wide_loads
 from benchmarks.gpu_launches import HEAD_SIZES, PRECISIONS, attention_launches, machine_with, map_launches
 from benchmarks.gpu_walk_launches import walk_launches
+from torch import Tensor
 
 from nerve_kernels._triton.launch import Launch
 
@@ -53,9 +55,21 @@ def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> l
     if has_dot and precision != "fp32" and not compiled.tensor_core_instructions:
         found.append("no tensor-core instruction")
     matrix = next((launch.arguments[name] for name in ("q", "maps", "u") if name in launch.arguments), None)
-    if matrix is not None and rows_allow_wide_loads(matrix) and not compiled.loads_of_128_bits:
+    narrow = matrix is not None and rows_allow_wide_loads(matrix) and not compiled.loads_of_128_bits
+    if narrow and not copied_in_halves(launch, matrix, triton.__version__):
         found.append("no 128-bit load although rows are aligned")
     return found
+
+
+def copied_in_halves(launch: Launch, matrix: Tensor, version: str) -> bool:
+    """Whether this Triton copies the matrix to shared memory 8 bytes at a time, whatever the launch asks for.
+
+    Triton 3.6 lays float16 out for the product it is widened to, TF32, while it is still float16, and so halves the
+    width of a pipelined copy. Whole sectors are read all the same. Triton 3.8 copies 16 bytes.
+    """
+    older = tuple(int(part) for part in version.split(".")[:2]) <= (3, 6)
+    widened = matrix.dtype == torch.float16 and launch.constants.get("HALF_PRECISION") == "tf32"
+    return older and widened and launch.stages > 1
 
 
 def check(case: Case) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from benchmarks import gpu_static
-from benchmarks.gpu_inspect import TARGETS, compile_for
+from benchmarks.gpu_inspect import TARGETS, Compiled, compile_for
 from benchmarks.gpu_launches import on_grid
 
 CASES = [
@@ -84,6 +84,14 @@ def test_faults_are_found():
     ]:
         worse = type(result)(**{**vars(result), **change})
         assert any(fault in found for found in gpu_static.faults(launch, "fp16", "sm_80", worse))
+
+
+def test_only_an_old_triton_may_copy_float16_in_halves(monkeypatch):
+    for precision, version, excused in (("fp16", "3.6.0", True), ("fp16", "3.8.0", False), ("bf16", "3.6.0", False)):
+        monkeypatch.setattr(gpu_static.triton, "__version__", version)
+        launch = dict(gpu_static.launches(precision, 0, "sm_90"))["random_walk"]
+        narrow = Compiled(100, 0, 0, 8, 0, 1000)
+        assert (gpu_static.faults(launch, precision, "sm_90", narrow) == []) == excused
 
 
 def test_spills_are_seen_in_the_machine_code():
