@@ -46,17 +46,21 @@ RESULTS = Path(__file__).parent / "results"
 # What is chosen together, and the options, in the order of the search.
 Search = Sequence[tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]]
 SEEDS = (("seed_mode", "seed_scale"), [(m, s) for m in ("cross_attention", "cosine") for s in (None, 30.0, 10.0)])
+READINGS = (("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True))
 CLIP_SEARCH: Search = (
+    # together: with every word of the world, a reading that is good with one kind of seeds is useless with the other
     (
-        ("dense_features", "clip_residual", "clip_feed_forward"),
-        [("value", False, False), ("value", True, True), ("key_key", False, False), ("key_key", True, True)],
+        ("dense_features", "clip_residual", "clip_feed_forward", "seed_mode", "seed_scale"),
+        [(*reading, *seeds) for reading in READINGS for seeds in SEEDS[1]],
     ),
     # None: the picture at once; else crops of so many pixels and the step between them
     (("clip_window", "clip_stride"), [(None, 112), (64, 32), (48, 24), (40, 16), (32, 16)]),
     SEEDS,
 )
+LAYERS = (("down_blocks.0.*",), ("latent/1",), ("up_blocks.2.*",), ("latent/1", "latent/2"))
 DIFFUSION_SEARCH: Search = (
-    (("layers",), [(("down_blocks.0.*",),), (("latent/1",),), (("up_blocks.2.*",),), (("latent/1", "latent/2"),)]),
+    # together, because how far a layer may be trusted decides how much of its picture-wide part helps
+    (("layers", "beta"), [(layers, beta) for layers in LAYERS for beta in (0.1, 0.0, 0.25)]),
     (("timesteps",), [((20,),), ((1,),), ((50,),), ((100,),), ((20, 100),)]),
     (("diffusion_size",), [(128,), (160,), (192,)]),
 )
@@ -193,7 +197,7 @@ def select(split: Split, report: Callable[[str], None], *, every_word: bool) -> 
         config, selected, score = chosen(before.replace(**method.fixed), method.search())
         shared = clip_choice if method.name == "clip" else {**clip_choice, **diffusion_choice}
         details[method.name] = {
-            "selected_on_validation": {**shared, **selected},
+            "selected_on_validation": {k: v for k, v in {**shared, **selected}.items() if k not in method.fixed},
             "validation_miou": round(score, 4),
             "config": json.loads(config.to_json()),
         }

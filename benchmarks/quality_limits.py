@@ -28,7 +28,7 @@ from nerve_kernels.segmentation.upsampling import best_labels, upsample
 
 VARIED: Sequence[tuple[str, Sequence[dict[str, Any]]]] = (
     ("CLIP: picture size", [{"clip_size": size} for size in (96, 160, 192)]),
-    ("CLIP: crops", [{"clip_window": side, "clip_stride": side // 2} for side in (32, 48, 64, 96)]),
+    ("CLIP: crops", [{"clip_window": a, "clip_stride": b} for a, b in ((32, 16), (40, 16), (48, 24), (96, 48))]),
     ("CLIP: the picture at once", [{"clip_window": None, "clip_size": size} for size in (128, 192)]),
     (
         "CLIP: last block",
@@ -38,16 +38,16 @@ VARIED: Sequence[tuple[str, Sequence[dict[str, Any]]]] = (
         ],
     ),
     ("CLIP: prompts", [{"templates": name} for name in ("name", "short", "imagenet80")]),
-    ("seeds", [{"seed_mode": "cosine"}, {"seed_scale": 10.0}, {"seed_scale": 30.0}]),
+    ("seeds", [{"seed_mode": "cosine"}, {"seed_scale": None}, {"seed_scale": 30.0}]),
     ("UNet: timestep", [{"timesteps": steps} for steps in ((20,), (50,), (100,), (200,), (20, 100))]),
     (
         "UNet: layers",
         [{"layers": (name,)} for name in ("down_blocks.1.*", "up_blocks.1.*", "up_blocks.2.*", "latent/1")],
     ),
     ("UNet: picture size", [{"diffusion_size": size} for size in (128, 160, 256)]),
-    ("head weights", [{"temperature": t} for t in (0.02, 0.2)] + [{"criterion": "uniform"}, {"keep": 1}]),
+    ("head weights", [{"temperature": t} for t in (0.005, 0.02, 0.2)] + [{"criterion": "uniform"}, {"keep": 1}]),
     ("window", [{"window": side} for side in (5, 7, 15, 21)]),
-    ("global share", [{"beta": beta} for beta in (0.1, 0.25, 0.5)]),
+    ("global share", [{"beta": beta} for beta in (0.0, 0.25, 0.5, 1.0)]),
     ("walk", [{"alpha": a, "steps": s} for a, s in ((0.6, 12), (0.8, 20), (0.95, 60))] + [{"walk": False}]),
 )
 

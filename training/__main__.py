@@ -10,9 +10,9 @@ def main() -> None:
     """Run the chosen steps, in order. A step that was cut short resumes where it stopped."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--only", choices=STEPS, action="append", help="repeatable; default: all")
-    parser.add_argument("--clip-minutes", type=float, default=60.0)
+    parser.add_argument("--clip-minutes", type=float, default=102.0)
     parser.add_argument("--autoencoder-minutes", type=float, default=12.0)
-    parser.add_argument("--unet-minutes", type=float, default=60.0)
+    parser.add_argument("--unet-minutes", type=float, default=125.0)
     arguments = parser.parse_args()
     # Each step imports what it alone needs: the scenes want no torch, the models no cairosvg.
     actions: dict[str, Callable[[], None]] = {

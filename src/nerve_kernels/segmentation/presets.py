@@ -49,19 +49,20 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             settings={
                 "diffusion_size": 192,
                 "timesteps": (1,),
-                "layers": ("down_blocks.0.*",),  # its layer that keeps to one object
+                "layers": ("down_blocks.0.*",),  # its layer that keeps best to one object
                 "clip_size": 128,
-                # crops that hold one object: its CLIP then has less to confuse
-                "clip_window": 40,
-                "clip_stride": 16,
+                # crops that hold an object or two: its CLIP then has less to confuse
+                "clip_window": 64,
+                "clip_stride": 32,
                 "dense_features": "value",  # how its CLIP was trained to answer for places
                 "templates": "photo",
                 # A softmax over the patches gives every word the same share of the picture to begin with: right
                 # where each word is in the picture, wrong for a list of words that mostly are not.
                 "seed_mode": "cross_attention",
-                "temperature": 0.005,
+                "seed_scale": 10.0,
+                "temperature": 0.05,
                 "window": 11,
-                "beta": 0.0,
+                "beta": 0.1,
                 "alpha": 0.9,
                 "steps": 40,
             },
