@@ -13,29 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.evaluation.small_datasets import Few, scorer_of, voc_of
 
-from nerve_kernels.evaluation import EmbeddedScenes, LabelledPicture, LabelledPictures, MeanIoU, open_dataset
+from nerve_kernels.evaluation import MeanIoU, open_dataset
 from nerve_kernels.evaluation.processes import Processes
 from nerve_kernels.evaluation.runner import Evaluation, evaluate, spread
 from nerve_kernels.evaluation.scorer import Scorer
 from nerve_kernels.segmentation import NerveConfig
-
-
-class Few(LabelledPictures[LabelledPicture]):
-    """The first scenes of the validation split."""
-
-    def __init__(self, count: int) -> None:
-        self._scenes = EmbeddedScenes("validation")
-        self.name, self.names = "few scenes", self._scenes.names
-        self.identifiers = self._scenes.identifiers[:count]
-
-    def __getitem__(self, index: int) -> LabelledPicture:
-        return self._scenes[index]
-
-
-def scorer_of(pipeline, dataset=None, variants=None, vocabulary="picture") -> Scorer:
-    return Scorer(pipeline, dataset or Few(5), variants or {"method": pipeline.config}, vocabulary=vocabulary)
 
 
 def counts(evaluation: Evaluation, name: str = "method") -> torch.Tensor:
@@ -166,20 +150,6 @@ def test_a_damaged_shard_is_named(pipeline, tmp_path):
     shard.write_text(shard.read_text()[:-3])
     with pytest.raises(ValueError, match=rf"out: the shard {shard} is damaged"):
         evaluate(scorer_of(pipeline, Few(1)), tmp_path)
-
-
-def voc_of(folder: Path, count: int) -> Path:
-    """Pictures of 24 × 16 pixels in the layout of Pascal VOC."""
-    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / below).mkdir(parents=True)
-    random = np.random.default_rng(5)
-    names = [f"{number:04d}" for number in range(count)]
-    for name in names:
-        Image.fromarray(random.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / f"JPEGImages/{name}.jpg")
-        labels = random.integers(0, 21, (16, 24), dtype=np.uint8)
-        Image.fromarray(labels).save(folder / f"SegmentationClass/{name}.png")
-    (folder / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
-    return folder
 
 
 def test_corrupt_pictures_are_counted_and_the_rest_goes_on(pipeline, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,13 @@ def run(
     save_every: Annotated[
         float, typer.Option(help="Seconds between savings of finished pictures.", rich_help_panel=OUTPUT)
     ] = SAVE_EVERY_SECONDS,
+    verify: Annotated[
+        bool,
+        option("--verify", panel=OUTPUT, help="Compare the bytes of files scored earlier, not size and time alone."),
+    ] = False,
+    redo_changed: Annotated[
+        bool, option("--redo-changed", panel=OUTPUT, help="Score pictures again whose files have changed.")
+    ] = False,
     preset: Annotated[str | None, option(panel=MODELS, help=f"One of: {', '.join(PRESETS)}.")] = None,
     diffusion: Annotated[
         str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
@@ -135,7 +143,9 @@ def run(
 
         def score() -> Evaluation:
             scorer = Scorer(pipeline, data, variants, vocabulary=vocabulary or entry.vocabulary)
-            found = _with_progress(console, scorer, folder, processes, limit, save_every, workers)
+            settings = {"limit": limit, "save_every": save_every, "workers": workers}
+            settings |= {"verify": verify, "redo_changed": redo_changed}
+            found = _with_progress(console, scorer, folder, processes, settings)
             if processes.is_first:
                 write_report(folder, scorer, found)
             return found
@@ -163,9 +173,7 @@ def _with_progress(
     scorer: Scorer,
     folder: Path,
     processes: Processes,
-    limit: int | None,
-    save_every: float,
-    workers: int,
+    settings: Mapping[str, Any],
 ) -> Evaluation:
     """Evaluate, with a bar for the share of the first process; every process tells what it cannot read."""
     with Progress(
@@ -190,9 +198,7 @@ def _with_progress(
             scorer,
             folder,
             processes=processes,
-            limit=limit,
-            save_every=save_every,
-            workers=workers,
+            **settings,
             on_start=lambda count: progress.update(task, total=count),
             on_picture=after,
         )
@@ -201,6 +207,12 @@ def _with_progress(
 def _print(console: Console, evaluation: Evaluation, folder: Path) -> None:
     resumed = f", {evaluation.resumed} of them by an earlier run" if evaluation.resumed else ""
     _say(console, f"{evaluation.pictures} pictures scored{resumed}, {len(evaluation.failures)} could not be")
+    if evaluation.unchecked:
+        _say(
+            console,
+            f"{evaluation.unchecked} of them by a version that kept no state of their files, counted as they are; if "
+            "the files may have changed, choose another folder",
+        )
     _say(console, f"{evaluation.pictures_per_second:.2f} pictures/s, {evaluation.processes} processes")
     for name, score in evaluation.scores.items():
         typer.echo(f"{name}: mIoU {100 * score.miou:.2f}, pixel accuracy {100 * score.pixel_accuracy:.2f}")

@@ -76,6 +76,10 @@ class LabelledPictures(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         raise NotImplementedError
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files that a picture and its truth are read from; none where they come with the package."""
+        return ()
+
 
 class PicturesInFiles(LabelledPictures[LabelledPicture]):
     """A data set of picture and annotation files.
@@ -119,6 +123,11 @@ class PicturesInFiles(LabelledPictures[LabelledPicture]):
                 f"{file.image.name}, which is {image.size}"
             )
         return LabelledPicture(image, self._classes_of(labels, file.annotation), file.identifier)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The picture's file and that of its annotation."""
+        file = self._files[index]
+        return file.image, file.annotation
 
     def _classes_of(self, labels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
         inside = (labels >= 0) & (labels < len(self._table))

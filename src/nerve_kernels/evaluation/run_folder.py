@@ -10,14 +10,18 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nerve_kernels.segmentation.files import write_whole
 
+from .file_states import FileState
+
 DESCRIPTION = "run.json"
 SHARDS = "shards"
+# More pixels than any image that is read has; sums of such counts over a billion of them fit into 64 bits.
+MAX_PIXELS = 2**32
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,18 @@ class PictureRecord:
         index: in the data set.
         counts: for each variant of the method the non-zero entries of its confusion matrix, as (cell, pixels) with
             cell = truth · classes + prediction.
+        files: the state of each file that the picture and its truth were read from; None where the version that
+            made the record kept none.
     """
 
     index: int
     counts: tuple[tuple[tuple[int, int], ...], ...]
+    files: tuple[FileState, ...] | None = None
 
     @classmethod
-    def from_matrices(cls, index: int, matrices: list[torch.Tensor]) -> PictureRecord:
+    def from_matrices(
+        cls, index: int, matrices: list[torch.Tensor], files: tuple[FileState, ...] = ()
+    ) -> PictureRecord:
         """From dense confusion matrices, of which a picture fills few cells."""
 
         def entries(matrix: torch.Tensor) -> tuple[tuple[int, int], ...]:
@@ -42,7 +51,15 @@ class PictureRecord:
             cells = flat.nonzero()[:, 0]
             return tuple(zip(cells.tolist(), flat[cells].tolist(), strict=True))
 
-        return cls(index, tuple(entries(matrix) for matrix in matrices))
+        return cls(index, tuple(entries(matrix) for matrix in matrices), files)
+
+
+class RunShape(NamedTuple):
+    """What the records of a run can hold: how many pictures, variants and classes there are."""
+
+    pictures: int
+    variants: int
+    classes: int
 
 
 class RunFolder:
@@ -54,21 +71,25 @@ class RunFolder:
     Args:
         folder: made where it is missing.
         description: what the run is made with; records of another one are never mixed in.
+        shape: what its records can hold.
         save_every: seconds from one shard to the next; what is lost when the process is killed.
 
     Raises:
-        ValueError: the folder holds a run with another description; names what differs.
+        ValueError: the folder holds a run with another description, whose difference is named, or a damaged one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], description: dict[str, Any], *, save_every: float) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], description: dict[str, Any], shape: RunShape, *, save_every: float
+    ) -> None:
         self.folder = Path(folder)
+        self._shape = shape
         self._save_every = save_every
         self._waiting: list[PictureRecord] = []
         self._saved_at = time.monotonic()
         plain = json.loads(json.dumps(description))
         file = self.folder / DESCRIPTION
         if file.exists():
-            difference = _difference(json.loads(file.read_text(encoding="utf-8")), plain)
+            difference = _difference(_read_json(file, "the description", "this folder"), plain)
             if difference:
                 raise ValueError(
                     f"out: {self.folder} holds a run with {difference}; results of different runs are not mixed, so "
@@ -86,9 +107,10 @@ class RunFolder:
     def save(self) -> None:
         """Write what is waiting."""
         if self._waiting:
-            rows = [[record.index, record.counts] for record in self._waiting]
+            rows = json.dumps([_as_row(record) for record in self._waiting], separators=(",", ":"))
             name = f"{self._waiting[0].index:09d}-{uuid.uuid4().hex[:12]}.json"
-            write_whole(self.folder / SHARDS / name, json.dumps(rows, separators=(",", ":")).encode())
+            content = f'{{"sha256":"{_sha256(rows)}","rows":{rows}}}'
+            write_whole(self.folder / SHARDS / name, content.encode())
         self._waiting = []
         self._saved_at = time.monotonic()
 
@@ -99,15 +121,67 @@ class RunFolder:
             ValueError: a damaged shard.
         """
         for path in sorted((self.folder / SHARDS).glob("*.json")):
+            content = _read_json(path, "the shard", "it")
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-                found = [
-                    PictureRecord(index, tuple(tuple((cell, pixels) for cell, pixels in one) for one in counts))
-                    for index, counts in rows
-                ]
-            except (OSError, ValueError, TypeError) as error:
+                found = [_from_row(row, self._shape) for row in _rows(content)]
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"out: the shard {path} is damaged ({error}); delete it and run again") from error
             yield from found
+
+
+def _read_json(path: Path, what: str, to_delete: str) -> Any:
+    try:
+        if not path.is_file():  # reading from a pipe may never end
+            raise ValueError("not a file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"out: {what} {path} is damaged ({error}); delete {to_delete} and run again") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rows(content: Any) -> list[Any]:
+    """The rows of a shard: a list in the first version, since then with a checksum."""
+    if isinstance(content, dict):
+        rows = content.get("rows")
+        if _sha256(json.dumps(rows, separators=(",", ":"))) != content.get("sha256"):
+            raise ValueError("its checksum differs")
+        content = rows
+    if not isinstance(content, list):
+        raise ValueError(f"it holds a {type(content).__name__}, expected a list of records")
+    return content
+
+
+def _as_row(record: PictureRecord) -> list[Any]:
+    return [record.index, record.counts, record.files]
+
+
+def _from_row(row: Any, shape: RunShape) -> PictureRecord:
+    index, counts, *rest = row
+    _check_count("index", index, shape.pictures)
+    if len(counts) != shape.variants:
+        raise ValueError(f"counts of {len(counts)} variants, expected {shape.variants}")
+    for entries in counts:
+        for cell, pixels in entries:
+            _check_count("cell", cell, shape.classes**2)
+            _check_count("pixels", pixels, MAX_PIXELS)
+        if len({cell for cell, _ in entries}) != len(entries):
+            raise ValueError("a cell that is there twice")
+    if len({sum(pixels for _, pixels in entries) for entries in counts}) > 1:
+        raise ValueError("variants that counted different numbers of pixels")
+    (files,) = rest or (None,)
+    return PictureRecord(
+        index,
+        tuple(tuple((cell, pixels) for cell, pixels in entries) for entries in counts),
+        None if files is None else tuple(FileState(*state) for state in files),
+    )
+
+
+def _check_count(name: str, value: Any, end: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
+        raise ValueError(f"{name} {value!r:.40}, expected an integer from 0 to {end - 1}")
 
 
 def digest(*parts: bytes | str) -> str:

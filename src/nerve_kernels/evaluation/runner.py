@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .file_states import FileState
+from .finished import Finished
 from .labelled_pictures import LabelledPicture, LabelledPictures, UnreadablePictureError
 from .metrics import IoUScore, score
 from .processes import Processes
-from .run_folder import PictureRecord, RunFolder
+from .run_folder import PictureRecord, RunFolder, RunShape
 from .scorer import Scorer
 
 SAVE_EVERY_SECONDS = 30.0
@@ -31,6 +32,8 @@ class Evaluation:
         scores: for each variant its mIoU, IoU by class and pixel accuracy.
         pictures: how many were scored, over all processes and interruptions.
         resumed: how many of them an earlier run had finished.
+        unchecked: how many of these come from a version that kept no state of the files it read, so that nobody
+            knows whether they have changed since.
         failures: pictures that could not be scored, with the reason.
         seconds: what this run took for the pictures it computed itself, without loading models.
         processes: how many shared the work.
@@ -43,6 +46,7 @@ class Evaluation:
     scores: Mapping[str, IoUScore]
     pictures: int
     resumed: int
+    unchecked: int
     failures: tuple[tuple[str, str], ...]
     seconds: float
     processes: int
@@ -96,6 +100,8 @@ def evaluate(
     limit: int | None = None,
     save_every: float = SAVE_EVERY_SECONDS,
     workers: int = 0,
+    verify: bool = False,
+    redo_changed: bool = False,
     on_start: Callable[[int], None] | None = None,
     on_picture: Callable[[int, str | None], None] | None = None,
 ) -> Evaluation:
@@ -111,6 +117,9 @@ def evaluate(
         limit: score only so many pictures, spread evenly over the data set.
         save_every: seconds between two savings; what is lost when a process is killed.
         workers: processes that read pictures ahead; 0: none, they are read between two computations.
+        verify: compare the bytes of every file that an earlier run has read with what they were then; else size and
+            time of change, and the bytes where the time alone differs.
+        redo_changed: score pictures again whose files have changed since, in place of refusing to count them.
         on_start: called with the number of pictures this process will score.
         on_picture: called after each with its index and what was wrong with it, or None.
 
@@ -118,31 +127,32 @@ def evaluate(
         The same evaluation in every process.
 
     Raises:
-        ValueError: the folder holds another run, processes with different models or data, a limit below 1, or not a
-            single picture could be scored.
+        ValueError: the folder holds another run, results of files that have changed since, or damage; processes with
+            different models or data, a limit below 1, or not a single picture could be scored.
     """
     processes = processes or Processes()
     dataset = scorer.dataset
     chosen = spread(len(dataset), limit)
     if len({repr(description) for description in processes.gather(scorer.description)}) > 1:
         raise ValueError("processes: their models, settings or data sets differ; start all with the same command")
-    folder = RunFolder(out, scorer.description, save_every=save_every)
     classes = dataset.classes
+    shape = RunShape(len(dataset), len(scorer.variants), len(classes))
+    folder = RunFolder(out, scorer.description, shape, save_every=save_every)
     tally = Tally(classes, torch.zeros(len(scorer.variants), len(classes), len(classes), dtype=torch.int64))
-    owner = _owners(folder, len(dataset), processes)
-    _take_over(folder, owner, chosen, processes.rank, tally)
+    finished = Finished(folder, dataset, chosen, processes, verify=verify, redo_changed=redo_changed)
+    for record in finished.records():
+        tally.add(record)
     resumed = tally.pictures
-    still_open = (owner[chosen] == processes.count).tolist()
-    mine = list(itertools.compress(chosen, still_open))[processes.rank :: processes.count]
+    mine = finished.still_open[processes.rank :: processes.count]
     if on_start is not None:
         on_start(len(mine))
     failures: list[tuple[str, str]] = []
     started = time.perf_counter()
-    for index, picture in _reader(dataset, mine, workers):
+    for index, picture, files in _reader(dataset, mine, workers):
         reason = picture if isinstance(picture, str) else None
         if not isinstance(picture, str):
             try:
-                record = PictureRecord.from_matrices(index, scorer.confusions(picture))
+                record = PictureRecord.from_matrices(index, scorer.confusions(picture), files)
             except torch.OutOfMemoryError as error:
                 reason = f"{picture.identifier}: too large for this device ({error})"
             else:
@@ -154,7 +164,7 @@ def evaluate(
             on_picture(index, reason)
     folder.save()
     seconds = time.perf_counter() - started
-    return _gather(scorer, processes, tally, resumed, failures, seconds)
+    return _gather(scorer, processes, tally, (resumed, finished.unchecked), failures, seconds)
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -170,35 +180,21 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [position * count // wanted for position in range(wanted)]
 
 
-def _owners(folder: RunFolder, count: int, processes: Processes) -> torch.Tensor:
-    """For each picture the first process that sees it finished, or the number of processes."""
-    owner = torch.full((count,), processes.count, dtype=torch.int64)
-    for record in folder.records():
-        owner[record.index] = processes.rank
-    return processes.smallest(owner)
-
-
-def _take_over(folder: RunFolder, owner: torch.Tensor, chosen: list[int], rank: int, tally: Tally) -> None:
-    """Count what an earlier run has finished and is this process's to count, each picture once."""
-    to_count = torch.zeros(len(owner), dtype=torch.bool)
-    to_count[chosen] = owner[chosen] == rank
-    for record in folder.records():
-        if to_count[record.index]:
-            to_count[record.index] = False
-            tally.add(record)
-
-
-class _Readable(Dataset[tuple[int, LabelledPicture | str]]):
+class _Readable(Dataset[tuple[int, LabelledPicture | str, tuple[FileState, ...]]]):
     """Gives what is wrong with a picture in place of raising it, so that readers ahead carry on."""
 
     def __init__(self, dataset: LabelledPictures[Any]) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[int, LabelledPicture | str]:
+    def __getitem__(self, index: int) -> tuple[int, LabelledPicture | str, tuple[FileState, ...]]:
         try:
-            return index, self._dataset[index]
+            files = tuple(FileState.of(path) for path in self._dataset.files(index))
+        except OSError:
+            files = ()  # what is wrong with them is said where they are read as pictures
+        try:
+            return index, self._dataset[index], files
         except UnreadablePictureError as error:
-            return index, str(error)
+            return index, str(error), files
 
 
 def _reader(dataset: LabelledPictures[Any], indices: list[int], workers: int) -> DataLoader[Any]:
@@ -219,12 +215,12 @@ def _gather(
     scorer: Scorer,
     processes: Processes,
     tally: Tally,
-    resumed: int,
+    earlier: tuple[int, int],
     failures: list[tuple[str, str]],
     seconds: float,
 ) -> Evaluation:
     counts = processes.total(tally.counts)
-    numbers = processes.total(torch.tensor([tally.pictures, resumed]))
+    numbers = processes.total(torch.tensor([tally.pictures, *earlier]))
     others = processes.gather((extremes(tally.scored), failures, seconds, _peak_memory(), _peak_gpu_memory()))
     ordered = extremes([entry for scored, *_ in others for entry in scored])
     all_failures = tuple(sorted(entry for _, failed, *_ in others for entry in failed))
@@ -239,6 +235,7 @@ def _gather(
         scores={name: score(matrix, scorer.dataset.classes) for name, matrix in confusions.items()},
         pictures=int(numbers[0]),
         resumed=int(numbers[1]),
+        unchecked=int(numbers[2]),
         failures=all_failures,
         seconds=max(seconds for _, _, seconds, *_ in others),
         processes=processes.count,
