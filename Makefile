@@ -99,10 +99,10 @@ bench-quick: $(VENV)/.stamp-dev ## one size of each operation, under 2 minutes; 
 
 quality: $(VENV)/.stamp-dev ## mIoU of the embedded models; writes benchmarks/results/embedded_quality.csv
 	@echo "== evaluating the embedded models on the scenes shipped with the package"
-	@$(BIN)/python -m benchmarks.quality
+	@$(BIN)/python -m training.quality.search
 
 verify: $(VENV)/.stamp-dev ## native and GPU code, all that can be proved without a GPU (needs g++ and nvcc); ends in a table
-	@JOBS=$(JOBS) $(BIN)/python -m benchmarks.verify
+	@JOBS=$(JOBS) $(BIN)/python -m verification
 
 # An environment that is there is used; else $(PYTHON) if it has torch and pytest (a GPU machine without network has
 # them from its image); else an environment is made.
@@ -110,7 +110,7 @@ gpu-check: ## build, tests, sanitizers, CUDA graphs and benchmarks on a GPU in 8
 	@if test -e $(VENV)/.stamp-dev; then python=$(BIN)/python; \
 	elif $(PYTHON) -c 'import torch, pytest' 2> /dev/null; then python=$(PYTHON); \
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-dev && python=$(BIN)/python; fi && \
-	$$python -m benchmarks.gpu_check
+	$$python -m verification.gpu_check
 
 FUZZ_EXAMPLES ?= 2000
 fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and calls of every operator, right and wrong

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.compare import DEFAULT_BOUND, compare
-from benchmarks.csv_files import read_rows
+from benchmarks.tables import read_rows
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cpu.csv"
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 def table(options: argparse.Namespace) -> int:
     """Print a CSV as the table of its run."""
     from benchmarks.ceilings import Ceilings
-    from benchmarks.cpu_expectations import EXPECTATIONS
+    from benchmarks.expectations import ON_CPU
     from benchmarks.report import print_expectations, print_table
 
     rows = read_rows(options.rows)
@@ -46,7 +46,7 @@ def table(options: argparse.Namespace) -> int:
     rates = (float(first[name]) for name in ("peak_gflops", "peak_gbytes_per_s", "peak_gexps"))
     print_table(rows, Ceilings(*rates, source=first["peaks_from"]))
     if first["device"] == "cpu":
-        print_expectations(rows, EXPECTATIONS)
+        print_expectations(rows, ON_CPU)
     return 0
 
 

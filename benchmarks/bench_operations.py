@@ -10,7 +10,7 @@ import itertools
 from typing import Any
 
 from benchmarks.measure import Contest
-from benchmarks.registry import Call, Case
+from benchmarks.operations.registry import Call, Case
 from benchmarks.rows import Recorder, rows_of
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import catalog, report
+from benchmarks import report
 from benchmarks.ceilings import measure_ceilings
-from benchmarks.cpu_expectations import EXPECTATIONS
-from benchmarks.csv_files import write_rows
+from benchmarks.expectations import ON_CPU
+from benchmarks.operations import catalog
 from benchmarks.rows import Recorder
+from benchmarks.tables import write_rows
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +42,7 @@ def recorder(pytestconfig: pytest.Config) -> Iterator[Recorder]:
         write_rows(pytestconfig.option.rows, recorder.rows)
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         report.print_table(recorder.rows, recorder.ceilings)
-        report.print_expectations(recorder.rows, EXPECTATIONS)
+        report.print_expectations(recorder.rows, ON_CPU)
 
 
 def pytest_report_header() -> list[str]:

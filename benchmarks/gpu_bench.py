@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import operations_attention as attention
-from benchmarks import operations_walk as walking
-from benchmarks import sizes
 from benchmarks.ceilings import Ceilings, measure_ceilings
-from benchmarks.csv_files import write_rows
-from benchmarks.gpu_expectations import EXPECTATIONS
+from benchmarks.expectations import ON_H100
 from benchmarks.measure import Contest
-from benchmarks.registry import Case, Operation, Size
+from benchmarks.operations import attention, sizes
+from benchmarks.operations import walk as walking
+from benchmarks.operations.registry import Case, Operation, Size
 from benchmarks.rows import rows_of
-from benchmarks.stages import table
+from benchmarks.tables import aligned, write_rows
 
 CASE_SECONDS = 0.4
 
@@ -101,7 +99,7 @@ def printed(rows: Sequence[dict[str, Any]]) -> str:
                 *(f"{float(share):.1f}" if share else "" for share in shares),
             )
         )
-    return table(lines)
+    return aligned(lines)
 
 
 def main() -> int:
@@ -124,8 +122,8 @@ def main() -> int:
     for dtype, of_dtype in ceilings.items():
         print(f"ceilings for {dtype}: {of_dtype}")
     if not options.dry_run:
-        verdicts = [expectation.row(rows) for expectation in EXPECTATIONS]
-        print("\n" + table([("expectation, for an H100", "measured", "wanted", "verdict"), *verdicts]))
+        verdicts = [expectation.row(rows) for expectation in ON_H100]
+        print("\n" + aligned([("expectation, for an H100", "measured", "wanted", "verdict"), *verdicts]))
     failed = [remark for remark in remarks if remark.startswith("FAILED")]
     print(f"{len(rows)} rows in {options.out}, {len(failed)} cases failed")
     return 1 if failed or not rows else 0

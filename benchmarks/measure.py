@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import torch
 from benchmarks import machine, memory
-from benchmarks.problems import Problem
-from benchmarks.registry import Call, Case, Peer
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Call, Case, Peer
 from torch import Tensor
 
 import nerve_kernels as nk
 
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 50
-MOST_COPIES = 256
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
+MAX_COPIES = 256
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative errors between two ways to compute the same in one precision, results rounded to it included."""
 
@@ -36,7 +36,7 @@ class Contender:
     calls: list[Call]
     past_cache: bool = False
     seconds: float = 0.0
-    rounds: int = FEWEST_ROUNDS
+    rounds: int = MIN_ROUNDS
     peak_bytes: int | None = None
     in_graph: bool = False
     times: list[float] = field(default_factory=list)
@@ -223,8 +223,8 @@ class Contest:
         """How often each is timed within the budget, and on how many copies of its inputs."""
         share = self.budget / len(self.contenders)
         for contender in self.contenders:
-            fewest = 1 if contender.seconds > self.budget else FEWEST_ROUNDS
-            contender.rounds = max(fewest, min(MOST_ROUNDS, int(share / contender.seconds)))
+            fewest = 1 if contender.seconds > self.budget else MIN_ROUNDS
+            contender.rounds = max(fewest, min(MAX_ROUNDS, int(share / contender.seconds)))
         peers = {peer.name: peer for peer in self.case.operation.peers}
         for contender in self.contenders:
             for seed in range(1, self._copies(contender)):
@@ -240,7 +240,7 @@ class Contest:
         if not self.case.operation.cold or empties_cache:
             return 1
         needed = math.ceil(2 * cache / self.case.operation.work(self.case.size).bytes)
-        return max(1, min(needed, contender.rounds, MOST_COPIES))
+        return max(1, min(needed, contender.rounds, MAX_COPIES))
 
     def _call_on(self, contender: Contender, peers: dict[str, Peer], problem: Problem) -> Call:
         if contender.kind == "ours":

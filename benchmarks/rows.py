@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.ceilings import Ceilings
 from benchmarks.measure import Contender, Contest
-from benchmarks.registry import Case
+from benchmarks.operations.registry import Case
 
 Row = dict[str, Any]
 

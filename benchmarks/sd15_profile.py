@@ -8,7 +8,6 @@ of memory.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import statistics
 import time
@@ -21,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from benchmarks.tables import write_rows
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -165,12 +165,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     medians = measure(time.process_time if arguments.processor_time else time.perf_counter, arguments.rounds)
-    with RESULT.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["stage", "median_seconds", "clock", "threads", "torch"])
-        clock = "processor" if arguments.processor_time else "wall"
-        for name, value in medians.items():
-            writer.writerow([name, f"{value:.4f}", clock, torch.get_num_threads(), torch.__version__])
+    made = {"clock": "processor" if arguments.processor_time else "wall", "threads": torch.get_num_threads()}
+    made["torch"] = torch.__version__
+    write_rows(RESULT, [{"stage": name, "median_seconds": f"{value:.4f}"} | made for name, value in medians.items()])
     table = Table("stage", "median s")
     for name, value in medians.items():
         table.add_row(name, f"{value:.3f}")

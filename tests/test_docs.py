@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PICTURE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("benchmarks/*.md")), *sorted(ROOT.glob("training/*.md"))]
+ROOMS = ("benchmarks", "training", "verification")
+TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), *(page for room in ROOMS for page in sorted(ROOT.glob(f"{room}/*.md")))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
@@ -45,7 +46,7 @@ def test_every_module_that_a_text_says_to_run_is_there():
     modules = {
         name
         for page in TEXTS
-        for name in re.findall(r"python -m ((?:benchmarks|training)[\w.]*)", page.read_text("utf-8"))
+        for name in re.findall(r"python -m ((?:benchmarks|training|verification)[\w.]*)", page.read_text("utf-8"))
     }
     assert len(modules) > 3
     for name in modules:

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 
 import torch
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Call
 from benchmarks.peers.torch_attention import naive_affinities, naive_entropy, naive_fused
 from benchmarks.peers.torch_walk import dense_loop
-from benchmarks.problems import Problem
-from benchmarks.registry import Call
 from torch import Tensor
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from benchmarks.problems import ALPHA, BETA, Problem
-from benchmarks.registry import Call
+from benchmarks.operations.problems import ALPHA, BETA, Problem
+from benchmarks.operations.registry import Call
 
 
 def _scipy_csr(problem: Problem):  # type: ignore[no-untyped-def]

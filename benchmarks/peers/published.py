@@ -7,9 +7,9 @@ given what ours is given: one layer's queries and keys, CLIP's seeds, or the pic
 from __future__ import annotations
 
 import torch
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Call
 from benchmarks.peers.torch_attention import attention_maps
-from benchmarks.problems import Problem
-from benchmarks.registry import Call
 from torch import Tensor
 from torch.nn import functional
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from benchmarks.problems import Problem
-from benchmarks.registry import Call, Size
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Call, Size
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from benchmarks.problems import ALPHA, BETA, Problem
-from benchmarks.registry import Call, Size
+from benchmarks.operations.problems import ALPHA, BETA, Problem
+from benchmarks.operations.registry import Call, Size
 from torch import Tensor
 
 from nerve_kernels.grids import cell_of_token, cell_sizes

@@ -10,7 +10,7 @@
 #include <cuda_fp16.h>
 #define DYNAMIC_SHARED_MEMORY(name) extern __shared__ float4 name[]
 #else
-#include "cuda_on_cpu.h"  // tests/emulation: the same names for a C++ compiler
+#include "cuda_on_cpu.h"  // verification/emulation: the same names for a C++ compiler
 #endif
 
 namespace nerve_kernels::cuda {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.__main__ import main
 from benchmarks.compare import compare
-from benchmarks.csv_files import write_rows
+from benchmarks.tables import write_rows
 
 Rows = list[dict[str, str]]
 

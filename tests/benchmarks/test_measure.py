@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks import memory, sizes
+from benchmarks import memory
 from benchmarks.ceilings import Ceilings
-from benchmarks.csv_files import read_rows, write_rows
 from benchmarks.measure import Contest
-from benchmarks.operations_attention import ENTROPY
-from benchmarks.registry import Case, Operation, Peer
+from benchmarks.operations import sizes
+from benchmarks.operations.attention import ENTROPY
+from benchmarks.operations.registry import Case, Operation, Peer
 from benchmarks.rows import percentile, rows_of
+from benchmarks.tables import read_rows, write_rows
 
 NAIVE = ENTROPY.peers[0]
 CEILINGS = Ceilings(gflops=100, gbytes=10, gexps=1, source="invented")

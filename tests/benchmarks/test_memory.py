@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks import memory, sizes
-from benchmarks.catalog import OPERATIONS
-from benchmarks.operations_attention import BOTH, ENTROPY, FUSE_MAPS, MAP_ENTROPY
-from benchmarks.problems import Problem
-from benchmarks.registry import Operation, Size
+from benchmarks import memory
+from benchmarks.operations import sizes
+from benchmarks.operations.attention import BOTH, ENTROPY, FUSE_MAPS, MAP_ENTROPY
+from benchmarks.operations.catalog import OPERATIONS
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Operation, Size
 
 import nerve_kernels as nk
 

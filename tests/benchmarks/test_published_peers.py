@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.sizes import SMALL_IMAGE
 from benchmarks.peers import published
-from benchmarks.problems import Problem
-from benchmarks.sizes import SMALL_IMAGE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 

@@ -6,12 +6,12 @@ import functools
 
 import pytest
 import torch
-from benchmarks import sizes
-from benchmarks.catalog import OPERATIONS, cases
 from benchmarks.measure import missing_modules, relative_error
+from benchmarks.operations import sizes
+from benchmarks.operations.catalog import OPERATIONS, cases
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Operation, Peer
 from benchmarks.peers import compiled
-from benchmarks.problems import Problem
-from benchmarks.registry import Operation, Peer
 
 import nerve_kernels as nk
 

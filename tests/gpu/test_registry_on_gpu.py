@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks import sizes
-from benchmarks.catalog import OPERATIONS
 from benchmarks.measure import TOLERANCES, relative_error
-from benchmarks.problems import Problem
-from benchmarks.registry import Operation
+from benchmarks.operations import sizes
+from benchmarks.operations.catalog import OPERATIONS
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Operation
 
 import nerve_kernels as nk
 

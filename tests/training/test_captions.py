@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from training.captions import caption, tokenizer_corpus
-from training.tokenizer import learn_tokenizer
-from training.vocabulary import BACKGROUND, NOUN_LIST
+from training.models.tokenizer import learn_tokenizer
+from training.world.captions import caption, tokenizer_corpus
+from training.world.vocabulary import BACKGROUND, NOUN_LIST
 
 
 @pytest.fixture(scope="module")

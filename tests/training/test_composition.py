@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from training.backgrounds import Backgrounds, _gradient, _noise, _stripes
-from training.composition import SceneRecipe, compose_scene
-from training.vocabulary import NOUN_LIST
+from training.world.backgrounds import Backgrounds, _gradient, _noise, _stripes
+from training.world.composition import SceneRecipe, compose_scene
+from training.world.vocabulary import NOUN_LIST
 
 STYLE = "plain"
 #: No turning, no overhang: what is drawn is what was asked for, to the pixel.

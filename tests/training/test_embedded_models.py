@@ -7,10 +7,10 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
-from training.composition import Scene
-from training.localisation import localisation
-from training.train_clip import new_clip
-from training.vocabulary import NOUN_LIST
+from training.models.train_clip import new_clip
+from training.quality.localisation import localisation
+from training.world.composition import Scene
+from training.world.vocabulary import NOUN_LIST
 
 from nerve_kernels.evaluation import EmbeddedScenes, MeanIoU
 
@@ -147,7 +147,7 @@ def test_demo_pictures_go_with_their_labels(folder):
 
 
 def test_metric_is_the_one_of_training():
-    from training.localisation import mean_iou
+    from training.quality.localisation import mean_iou
 
     truth = torch.tensor([0, 0, 1, 1, 2, 2])
     guess = torch.tensor([0, 1, 1, 1, 2, 0])

@@ -6,8 +6,8 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
-from training import scenes as building
-from training.vocabulary import NOUN_LIST
+from training.world import scenes as building
+from training.world.vocabulary import NOUN_LIST
 
 from nerve_kernels.evaluation import EmbeddedScenes, MeanIoU
 from nerve_kernels.evaluation.embedded import _manifest

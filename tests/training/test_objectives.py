@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from training.checkpoints import AveragedWeights, Clock, load_state, save_state
-from training.train_clip import multi_positive_loss, patch_loss
+from training.models.checkpoints import AveragedWeights, Clock, load_state, save_state
+from training.models.train_clip import multi_positive_loss, patch_loss
 
 
 def test_multi_positive_loss_is_cross_entropy_for_one_positive():

@@ -3,9 +3,17 @@
 import itertools
 
 import pytest
-from training import scenes
-from training.train_clip import CHECK_SCENES, CHECK_SEED
-from training.vocabulary import NOUN_LIST, NOUNS, SEEN_STYLE, SHIPPED_STYLES, STYLES, TRAINING_STYLES, UNSEEN_STYLE
+from training.models.train_clip import CHECK_SCENES, CHECK_SEED
+from training.world import scenes
+from training.world.vocabulary import (
+    NOUN_LIST,
+    NOUNS,
+    SEEN_STYLE,
+    SHIPPED_STYLES,
+    STYLES,
+    TRAINING_STYLES,
+    UNSEEN_STYLE,
+)
 
 
 def test_unseen_style_is_never_trained_on():

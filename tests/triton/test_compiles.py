@@ -1,6 +1,6 @@
 """Every Triton kernel compiled for GPUs that are not here: no spills, tensor cores in use, wide loads.
 
-A few cases of each kernel; ``python -m benchmarks.gpu_static`` compiles them all.
+A few cases of each kernel; ``python -m verification.static_grid`` compiles them all.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from benchmarks import gpu_static
-from benchmarks.gpu_inspect import TARGETS, Compiled, compile_for
-from benchmarks.gpu_launches import on_grid
+from verification import static_grid
+from verification.attention_launches import on_grid
+from verification.inspection import TARGETS, Compiled, compile_for
 
 CASES = [
     ("fp16", 40, "sm_90"),
@@ -35,22 +35,22 @@ CASES = [
 @pytest.mark.parametrize(("precision", "head_size", "target"), CASES, ids=str)
 def test_kernels_compile_without_faults(precision, head_size, target):
     compiled = 0
-    for operation, launch in gpu_static.launches(precision, head_size, target):
+    for operation, launch in static_grid.launches(precision, head_size, target):
         if "@" in operation:
             continue
         result = compile_for(launch, target)
-        assert gpu_static.faults(launch, precision, target, result) == [], operation
+        assert static_grid.faults(launch, precision, target, result) == [], operation
         compiled += 1
     without_a_head = {"fp32": 6, "tf32": 4}.get(precision, 5)  # two of maps, the walk's step, last step and adjoint
     assert compiled == (5 if head_size else without_a_head)
 
 
 def test_tf32_is_used_where_torch_allows_it():
-    launches = dict(gpu_static.launches("tf32", 64, "sm_80"))
+    launches = dict(static_grid.launches("tf32", 64, "sm_80"))
     launch = launches["attention_entropy"]
     assert launch.constants["PRECISION"] == "tf32"
     assert compile_for(launch, "sm_80").tensor_core_instructions > 0
-    launch = dict(gpu_static.launches("fp32", 64, "sm_80"))["attention_entropy"]
+    launch = dict(static_grid.launches("fp32", 64, "sm_80"))["attention_entropy"]
     assert launch.constants["PRECISION"] == "ieee"
     assert compile_for(launch, "sm_80").tensor_core_instructions == 0
 
@@ -58,7 +58,7 @@ def test_tf32_is_used_where_torch_allows_it():
 def test_launches_are_planned_as_on_a_machine_with_the_target():
     before = torch.version.hip
     for target, expected in (("sm_90", "tf32"), ("gfx942", "ieee")):
-        launch = dict(gpu_static.launches("fp16", 0, target))["random_walk"]
+        launch = dict(static_grid.launches("fp16", 0, target))["random_walk"]
         assert launch.constants["HALF_PRECISION"] == expected
     assert torch.version.hip == before
 
@@ -73,7 +73,7 @@ def test_a_grid_of_one_row_compiles():
 
 def test_faults_are_found():
     """The checks themselves: a configuration that is known to spill, and one that asks for too much."""
-    operation, launch = next(gpu_static.launches("fp16", 40, "sm_80"))
+    operation, launch = next(static_grid.launches("fp16", 40, "sm_80"))
     result = compile_for(launch, "sm_80")
     assert operation == "attention_entropy"
     for change, fault in [
@@ -83,23 +83,23 @@ def test_faults_are_found():
         ({"shared_bytes": 200_000}, "200000 bytes of shared memory"),
     ]:
         worse = type(result)(**{**vars(result), **change})
-        assert any(fault in found for found in gpu_static.faults(launch, "fp16", "sm_80", worse))
+        assert any(fault in found for found in static_grid.faults(launch, "fp16", "sm_80", worse))
 
 
 def test_only_an_old_triton_may_copy_float16_in_halves(monkeypatch):
     for precision, version, excused in (("fp16", "3.6.0", True), ("fp16", "3.8.0", False), ("bf16", "3.6.0", False)):
-        monkeypatch.setattr(gpu_static.triton, "__version__", version)
-        launch = dict(gpu_static.launches(precision, 0, "sm_90"))["random_walk"]
+        monkeypatch.setattr(static_grid.triton, "__version__", version)
+        launch = dict(static_grid.launches(precision, 0, "sm_90"))["random_walk"]
         narrow = Compiled(100, 0, 0, 8, 0, 1000)
-        assert (gpu_static.faults(launch, precision, "sm_90", narrow) == []) == excused
+        assert (static_grid.faults(launch, precision, "sm_90", narrow) == []) == excused
 
 
 def test_spills_are_seen_in_the_machine_code():
     """One warp for a tile made for eight: the registers cannot suffice."""
-    launch = dict(gpu_static.launches("fp16", 160, "sm_80"))["fuse_attention"]
+    launch = dict(static_grid.launches("fp16", 160, "sm_80"))["fuse_attention"]
     crowded = type(launch)(**{**vars(launch), "warps": 1})
     assert compile_for(crowded, "sm_80").spills > 0
 
 
 def test_every_target_has_a_limit_of_shared_memory():
-    assert {target.backend for target in TARGETS.values()} == set(gpu_static.SHARED_MEMORY_LIMIT)
+    assert {target.backend for target in TARGETS.values()} == set(static_grid.SHARED_MEMORY_LIMIT)

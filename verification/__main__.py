@@ -1,0 +1,80 @@
+"""Everything about native and GPU code that can be proved without a GPU: ``make verify``.
+
+One line of ``CHECKS`` is one check. All run, whatever the others do; a table says at the end what passed, what failed
+and what could not run here. Exits non-zero where a check failed or could not run, less the optional ones, which are
+named all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from verification.checks import Check, module, path, program, python, run_all
+
+JOBS = os.environ.get("JOBS", "2")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+EMULATED_TESTS = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", JOBS, "tests/verification/emulation")
+
+CHECKS = (
+    Check(
+        "Triton kernels compiled for every GPU, benchmarks/results/gpu_static.csv",
+        python("-m", "verification.static_grid", "--jobs", JOBS),
+        rung="3",
+        environment=ONE_THREAD,
+        needs=(module("triton"),),
+    ),
+    Check(
+        "csrc/cpu against the reference: warnings are errors, AddressSanitizer and UBSan",
+        python("-m", "verification.native"),
+        rung="1",
+        needs=(program("g++"),),
+    ),
+    Check(
+        "CUDA kernels emulated on the CPU, AddressSanitizer and UBSan",
+        EMULATED_TESTS,
+        rung="4",
+        environment=ONE_THREAD | {"EMULATION_SANITIZER": "address,undefined"},
+        needs=(program("g++"), path("tests/verification/emulation/test_*.py")),
+    ),
+    Check(
+        "CUDA kernels emulated on the CPU, ThreadSanitizer",
+        EMULATED_TESTS,
+        rung="4",
+        environment=ONE_THREAD | {"EMULATION_SANITIZER": "thread"},
+        needs=(program("g++"), path("tests/verification/emulation/test_*.py")),
+    ),
+    Check(
+        "CUDA kernels compiled by nvcc for every GPU, no spills",
+        python("-m", "verification.nvcc"),
+        rung="5",
+        needs=(program("nvcc"), path("csrc/cuda/*.cu")),
+    ),
+    Check(
+        "Triton kernels on the semantics of their compiled IR (ttsem)",
+        python("-m", "ttsem.sanitize", "verification/ttir.py"),
+        rung="6",
+        needs=(module("ttsem"),),
+        optional=True,
+    ),
+    Check(
+        "Compiled PTX interpreted: races, bounds, bytes",
+        python("-m", "verification.walk_ptx"),
+        rung="7",
+        environment=ONE_THREAD,
+        needs=(path("verification/walk_ptx.py"),),
+    ),
+)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="checks whose name holds TEXT, or of one rung")
+    text = parser.parse_args().only
+    return run_all([check for check in CHECKS if text in check.name or text == check.rung])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
