@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from nerve_kernels._triton import (
+from nerve_kernels._triton.attention import (
     attention_entropy,
     attention_map_entropy,
     attention_marginal,

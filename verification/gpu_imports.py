@@ -17,7 +17,7 @@ def main() -> int:
         import nerve_kernels._triton
 
         names += [
-            f"nerve_kernels._triton.{found.name}" for found in pkgutil.iter_modules(nerve_kernels._triton.__path__)
+            found.name for found in pkgutil.walk_packages(nerve_kernels._triton.__path__, "nerve_kernels._triton.")
         ]
     for name in names:
         importlib.import_module(name)

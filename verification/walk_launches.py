@@ -10,10 +10,10 @@ from torch import Tensor
 from verification.attention_launches import PRECISIONS, float32_products
 
 from nerve_kernels._triton.launch import Launch
-from nerve_kernels._triton.walk import WalkOperator
-from nerve_kernels._triton.walk_backward import AdjointOperator
-from nerve_kernels._triton.walk_gradients import plan_window_values
-from nerve_kernels._triton.walk_pooling import plan_average, plan_division
+from nerve_kernels._triton.walk.random_walk import WalkOperator
+from nerve_kernels._triton.walk.random_walk_backward import AdjointOperator
+from nerve_kernels._triton.walk.walk_gradients import plan_window_values
+from nerve_kernels._triton.walk.walk_pooling import plan_average, plan_division
 
 BETA, ALPHA = 0.5, 0.8
 

@@ -29,7 +29,7 @@ from verification.ptx.parser import parse
 
 from nerve_kernels import reference
 from nerve_kernels._triton.launch import Launch
-from nerve_kernels._triton.walk import WalkOperator
+from nerve_kernels._triton.walk.random_walk import WalkOperator
 
 RESULTS = ROOT / "benchmarks" / "results" / "walk_ptx.csv"
 MAX_SECTORS_RATIO = 1.05  # times the minimum

@@ -6,7 +6,7 @@ Three stages, ``attention → affinity → walk``; :mod:`nerve_kernels.reference
 from importlib.metadata import version
 
 from . import reference
-from ._backends import BackendUnavailableError, available_backends, show_config
+from ._operators.dispatch import BackendUnavailableError, available_backends, show_config
 from .affinity import LocalAffinity, LowRankAffinity, MixedAffinity, mix
 from .affinity_from_attention import global_affinity, local_affinity
 from .attention import (

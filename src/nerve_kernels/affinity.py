@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops  # noqa: F401  (defines torch.ops.nerve_kernels)
-from ._checks import (
+from ._affinity_arguments import UNUSED_PAIR, OperatorArguments
+from ._operators.attention.local_affinity import normalize_window_rows
+from ._operators.cell_pooling import average_cells, sum_cells
+from ._operators.checks import (
     check_cells,
     check_grid,
     check_number,
@@ -24,16 +26,8 @@ from ._checks import (
     check_window,
     shape_of,
 )
-from ._ops.cell_pooling import average_cells, sum_cells
-from ._ops.library import accumulation_dtype
-from ._ops.local_affinity import normalize_window_rows
+from ._operators.library import accumulation_dtype
 from .grids import Grid, cell_of_token, window_neighbours
-
-OperatorArguments = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Grid, Grid, Grid, float]
-"""(values, u, v, dense, grid, window, cells, beta): an affinity as the walk's operator takes it."""
-
-NO_PAIR: Grid = (0, 0)
-"""Stands for a window or cells where an affinity has none."""
 
 
 def _columns(p: Any, shape: tuple[int, int, int]) -> tuple[Tensor, bool]:
@@ -136,7 +130,7 @@ class LocalAffinity(Affinity):
 
     def operator_arguments(self) -> OperatorArguments:
         """Local part only."""
-        return self.values, None, None, None, self.grid, self.window, NO_PAIR, 0.0
+        return self.values, None, None, None, self.grid, self.window, UNUSED_PAIR, 0.0
 
     def _product(self, p: Tensor) -> Tensor:
         result: Tensor = torch.ops.nerve_kernels.window_product(self.values, p, self.grid, self.window)
@@ -231,7 +225,7 @@ class LowRankAffinity(Affinity):
 
     def operator_arguments(self) -> OperatorArguments:
         """Low-rank part only."""
-        return None, self.u, self.v, None, self.grid, NO_PAIR, self.cells or NO_PAIR, 1.0
+        return None, self.u, self.v, None, self.grid, UNUSED_PAIR, self.cells or UNUSED_PAIR, 1.0
 
     def _product(self, p: Tensor) -> Tensor:
         dtype = accumulation_dtype(self.u, self.v, p)

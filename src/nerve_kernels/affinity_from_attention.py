@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import (
+from ._operators.attention.local_affinity import normalize_window_rows
+from ._operators.checks import (
     check_backend,
     check_cells,
     check_grid,
@@ -20,7 +21,6 @@ from ._checks import (
     check_tokens,
     check_window,
 )
-from ._ops.local_affinity import normalize_window_rows
 from .affinity import LocalAffinity, LowRankAffinity
 from .grids import Grid, bilinear_corners, cell_of_token, default_cells, window_neighbours
 

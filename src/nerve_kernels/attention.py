@@ -13,9 +13,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ._checks import (
-    LARGEST_FLOAT32,
-    SMALLEST_FLOAT32,
+from ._operators.checks import (
+    MAX_FLOAT32,
+    MIN_NORMAL_FLOAT32,
     check_backend,
     check_count,
     check_head_weights,
@@ -225,7 +225,7 @@ def head_weights(
     if len(keys) != len(entropies):
         raise ValueError(f"num_keys: expected {len(entropies)} numbers, one for each layer, got {len(keys)}")
     marginals = _marginals(marginal, criterion, len(entropies))
-    check_number("temperature", temperature, low=SMALLEST_FLOAT32, high=LARGEST_FLOAT32, wanted="> 0")
+    check_number("temperature", temperature, low=MIN_NORMAL_FLOAT32, high=MAX_FLOAT32, wanted="> 0")
     scores = [
         _head_scores(layer_entropy, layer_keys, layer_marginal, entropies[0])
         for layer_entropy, layer_keys, layer_marginal in zip(entropies, keys, marginals, strict=True)

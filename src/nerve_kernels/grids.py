@@ -13,6 +13,9 @@ Grid = tuple[int, int]
 
 DEFAULT_CELLS_PER_SIDE = 16
 
+MIN_WINDOW_MASS = torch.finfo(torch.float32).tiny
+"""Attention that the window of a token must hold to be normalised; below it, the token's row becomes the identity."""
+
 
 def default_cells(grid: Grid) -> Grid:
     """The cells used where none are asked for: 16 along each side, or as many as there are tokens."""

@@ -8,7 +8,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ._checks import (
+from ._affinity_arguments import UNUSED_PAIR, OperatorArguments
+from ._operators.checks import (
     check_backend,
     check_count,
     check_flag,
@@ -19,7 +20,7 @@ from ._checks import (
     check_tokens,
     shape_of,
 )
-from .affinity import NO_PAIR, Affinity, OperatorArguments
+from .affinity import Affinity
 
 STOCHASTIC_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far row sums may be from 1 under ``check=True``: rounding of the storage, not of the mathematics."""
@@ -59,7 +60,7 @@ def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[Opera
     if isinstance(affinity, Tensor):
         check_tensor("affinity", affinity, 3, "(B, N, N)")
         check_shape("affinity", affinity, (affinity.shape[0], tokens, tokens), "(B, N, N) for the seeds' N tokens")
-        return (None, None, None, affinity, NO_PAIR, NO_PAIR, NO_PAIR, 0.0), affinity.shape[0]
+        return (None, None, None, affinity, UNUSED_PAIR, UNUSED_PAIR, UNUSED_PAIR, 0.0), affinity.shape[0]
     if not isinstance(affinity, Affinity):
         raise TypeError(
             "affinity: expected a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got "

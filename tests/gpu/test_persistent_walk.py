@@ -9,7 +9,7 @@ from torch import Tensor
 
 import nerve_kernels as nk
 from nerve_kernels import _native
-from nerve_kernels._cuda import walk as persistent_walk
+from nerve_kernels._cuda import random_walk as persistent_walk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -117,7 +117,7 @@ def test_the_rule_chooses_it_for_the_target_size_and_not_for_many_labels() -> No
         problem = walk_problem(6, (64, 64), labels=labels, window=(7, 7), cells=(16, 16), dtype=torch.float32)
         values, u, v, dense, *sizes = problem.mixed(0.5).to("cuda").operator_arguments()
         arguments = (problem.seeds.cuda(), values, u, v, dense, *sizes[:3])
-        reason = persistent_walk.reason_against_walk(*arguments)
+        reason = persistent_walk.why_unsupported_walk(*arguments)
         assert (reason is None and persistent_walk.is_preferred(*arguments)) == expected, reason
 
 

@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 1e-4}
 
 
 def operation(name: str):
-    return importlib.import_module(f"nerve_kernels._triton.{name}").run
+    return importlib.import_module(f"nerve_kernels._triton.walk.{name}").run
 
 
 def on_gpu(arguments):
@@ -36,7 +36,7 @@ def on_gpu(arguments):
 def test_walk(kind, size, dtype):
     """Against the stored weights: what is lost beyond their own rounding."""
     problem = Problem(kind=kind, dtype=dtype, batch=2, steps=5, **SIZES[size])
-    result = operation("walk")(*on_gpu(problem.arguments()))
+    result = operation("random_walk")(*on_gpu(problem.arguments()))
     assert relative_error(result.cpu(), problem.expected()) < TOLERANCE[dtype]
 
 
@@ -47,8 +47,8 @@ def test_gradients(kind, size, affinity_batch):
     problem = Problem(kind=kind, batch=2, affinity_batch=affinity_batch, steps=5, **SIZES[size])
     arguments = problem.arguments()
     grad = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1))
-    found = operation("walk_backward")(*on_gpu([grad, *arguments]))
-    eager = importlib.import_module("nerve_kernels._ops.random_walk_backward").eager
+    found = operation("random_walk_backward")(*on_gpu([grad, *arguments]))
+    eager = importlib.import_module("nerve_kernels._operators.walk.random_walk_backward").eager
     wide = [item.double() if isinstance(item, torch.Tensor) else item for item in (grad, *arguments)]
     for name, result, expected in zip(("seeds", "values", "u", "v", "dense"), found, eager(*wide), strict=True):
         if expected.numel():
@@ -58,7 +58,7 @@ def test_gradients(kind, size, affinity_batch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cuda_graph_replays_the_walk(kind):
     arguments = on_gpu(Problem(kind=kind, steps=5, **SIZES["even"]).arguments())
-    run = operation("walk")
+    run = operation("random_walk")
     expected = run(*arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -71,27 +71,27 @@ def test_a_cuda_graph_replays_the_walk(kind):
     assert not torch.equal(again, expected)
 
 
-@pytest.mark.parametrize("name", ["walk", "walk_backward"])
+@pytest.mark.parametrize("name", ["random_walk", "random_walk_backward"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_every_time(kind, name):
     arguments = on_gpu(Problem(kind=kind, batch=2, steps=5, **SIZES["uneven"]).arguments())
-    if name == "walk_backward":
+    if name == "random_walk_backward":
         arguments = [torch.ones_like(arguments[0]), *arguments]
     first = operation(name)(*arguments)
     for _ in range(10):
         again = operation(name)(*arguments)
-        pairs = [(first, again)] if name == "walk" else zip(first, again, strict=True)
+        pairs = [(first, again)] if name == "random_walk" else zip(first, again, strict=True)
         assert all(torch.equal(left, right) for left, right in pairs)
 
 
 def test_nothing_waits_for_the_gpu():
     arguments = on_gpu(Problem(kind="mixed", steps=3, **SIZES["even"]).arguments())
     grad = torch.ones_like(arguments[0])
-    operation("walk")(*arguments)  # compiled before
-    operation("walk_backward")(grad, *arguments)
+    operation("random_walk")(*arguments)  # compiled before
+    operation("random_walk_backward")(grad, *arguments)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        operation("walk")(*arguments)
-        operation("walk_backward")(grad, *arguments)
+        operation("random_walk")(*arguments)
+        operation("random_walk_backward")(grad, *arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -10,7 +10,7 @@ from tests.ops.problems import queries_and_keys, random_weights, relative_error
 
 import nerve_kernels as nk
 from nerve_kernels import reference
-from nerve_kernels._ops import score_blocks
+from nerve_kernels._operators.attention import score_blocks
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 2, 5, 7, 3), (2, 3, 77, 77, 40), (1, 2, 130, 65, 80)]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6}

@@ -7,7 +7,7 @@ import torch
 from tests.ops.problems import queries_and_keys, random_weights, walk_problem
 
 import nerve_kernels as nk
-from nerve_kernels._ops import score_blocks
+from nerve_kernels._operators.attention import score_blocks
 
 GRID = (3, 4)
 

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from nerve_kernels import _backends
-from nerve_kernels._cuda import walk as persistent_walk
+from nerve_kernels._cuda import random_walk as persistent_walk
 from nerve_kernels._cuda.walk_plan import Machine, WalkPlan, WalkSizes, candidates, is_worthwhile, plan_walk
+from nerve_kernels._operators import dispatch
 
 
 def machine(multiprocessors: int, kibibytes_per_block: int, kibibytes: int) -> Machine:
@@ -94,22 +94,22 @@ class TestChoice:
 
     @pytest.fixture
     def operation(self, monkeypatch):
-        monkeypatch.setitem(_backends._implementations, "walk", {})
+        monkeypatch.setitem(dispatch._implementations, "walk", {})
         return "walk"
 
     def choose(self, operation, *, preferred, triton, argument=1, backend=None):
-        _backends.register(
+        dispatch.register(
             operation,
             "cuda",
             lambda _: "cuda",
-            reason_against_arguments=lambda argument: None if argument > 0 else "it is too large",
+            why_unsupported_arguments=lambda argument: None if argument > 0 else "it is too large",
             is_preferred=lambda argument: preferred,
         )
         if triton:
-            _backends.register(operation, "triton", lambda _: "triton")
-        _backends.register(operation, "eager", lambda _: "eager")
+            dispatch.register(operation, "triton", lambda _: "triton")
+        dispatch.register(operation, "eager", lambda _: "eager")
         on_gpu = torch.empty(1, device="meta")
-        return _backends.choose(operation, backend, (on_gpu,), (argument,))(argument)
+        return dispatch.choose(operation, backend, (on_gpu,), (argument,))(argument)
 
     def test_persistent_where_worthwhile(self, operation):
         assert self.choose(operation, preferred=True, triton=True) == "cuda"
@@ -129,16 +129,16 @@ class TestChoice:
 
     def test_a_named_backend_raises_its_reason(self, operation):
         reason = r"cannot run: it is too large\..*one of: triton, eager"
-        with pytest.raises(_backends.BackendUnavailableError, match=reason):
+        with pytest.raises(dispatch.BackendUnavailableError, match=reason):
             self.choose(operation, preferred=True, triton=True, argument=0, backend="cuda")
 
 
 def test_affinities_that_the_persistent_walk_does_not_take():
     seeds, u = torch.ones(1, 4, 2), torch.ones(1, 4, 3)
     shape = ([2, 2], [0, 0], [0, 0])
-    assert "got a dense affinity" in persistent_walk.reason_against_walk(
+    assert "got a dense affinity" in persistent_walk.why_unsupported_walk(
         seeds, None, None, None, torch.ones(1, 4, 4), *shape
     )
-    assert "got explicit factors u and v" in persistent_walk.reason_against_walk(seeds, None, u, u, None, *shape)
-    assert "the seeds are empty" in persistent_walk.reason_against_walk(seeds[:0], u, None, None, None, *shape)
-    assert persistent_walk.reason_against_tensors((seeds, u)) == "it runs on cuda tensors, got cpu"
+    assert "got explicit factors u and v" in persistent_walk.why_unsupported_walk(seeds, None, u, u, None, *shape)
+    assert "the seeds are empty" in persistent_walk.why_unsupported_walk(seeds[:0], u, None, None, None, *shape)
+    assert persistent_walk.why_unsupported_tensors((seeds, u)) == "it runs on cuda tensors, got cpu"

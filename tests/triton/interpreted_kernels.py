@@ -15,6 +15,7 @@ from tests.triton.interpreted_problems import PROBLEMS, TOLERANCE, growing_keys,
 
 import nerve_kernels as nk
 from nerve_kernels import reference
+from nerve_kernels._operators import dispatch
 from nerve_kernels._triton.launch import Launch
 
 ON_HEADS = ["attention_entropy", "attention_marginal", "fuse_attention", "local_affinity", "global_affinity"]
@@ -22,7 +23,7 @@ DTYPES = [torch.float32, torch.float16]
 
 
 def run_of(operation):
-    return importlib.import_module(f"nerve_kernels._triton.{operation}").run
+    return importlib.import_module(f"nerve_kernels._triton.attention.{operation}").run
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -172,7 +173,7 @@ def test_gradients_pass_through_a_named_backend():
 def test_the_interpreter_is_never_chosen_and_refuses_what_it_gets_wrong():
     q = torch.ones(1, 1, 2, 4)
     assert "triton" in nk.available_backends()
-    assert "triton" not in nk._backends.choose("attention_entropy", None, (q, q)).__module__
+    assert "triton" not in dispatch.choose("attention_entropy", None, (q, q)).__module__
     with pytest.raises(nk.BackendUnavailableError, match="multiplies bfloat16 wrongly"):
         nk.attention_entropy(q.bfloat16(), q.bfloat16(), backend="triton")
     with pytest.raises(nk.BackendUnavailableError, match="computes in float32, got float64 inputs"):

@@ -8,20 +8,20 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.ops.problems import relative_error
-from tests.triton.walk_problems import KINDS, Problem, walk, walk_backward, window_product
+from tests.triton.walk_problems import KINDS, Problem, random_walk, walk_gradients, window_product
 
 import nerve_kernels as nk
-from nerve_kernels._triton import walk as triton_walk
-from nerve_kernels._triton import walk_backward as triton_walk_backward
-from nerve_kernels._triton import window_product as triton_window_product
 from nerve_kernels._triton.launch import Launch
+from nerve_kernels._triton.walk import random_walk as triton_walk
+from nerve_kernels._triton.walk import random_walk_backward as triton_walk_backward
+from nerve_kernels._triton.walk import window_product as triton_window_product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_affinity(kind, dtype):
     """Weights stored in float16 lose nothing more than their own rounding: same bound, against the stored weights."""
-    walk(triton_walk.run, kind=kind, dtype=dtype, batch=2 if dtype == torch.float16 else 1)
+    random_walk(triton_walk.run, kind=kind, dtype=dtype, batch=2 if dtype == torch.float16 else 1)
 
 
 @pytest.mark.parametrize(
@@ -40,32 +40,32 @@ def test_every_affinity(kind, dtype):
     ids=str,
 )
 def test_grids(grid, window, cells):
-    walk(triton_walk.run, grid=grid, window=window, cells=cells)
+    random_walk(triton_walk.run, grid=grid, window=window, cells=cells)
 
 
 @pytest.mark.parametrize("labels", [1, 2, 16, 21, 33, 70, 130])
 def test_labels(labels):
     """One block of labels, with rows divided by the last step; several, with a launch for that."""
-    walk(triton_walk.run, labels=labels, grid=(4, 18), cells=(2, 9), normalize=labels > 1)
+    random_walk(triton_walk.run, labels=labels, grid=(4, 18), cells=(2, 9), normalize=labels > 1)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("seeds_dtype", [torch.float32, torch.float16], ids=str)
 def test_steps(steps, normalize, seeds_dtype):
-    walk(triton_walk.run, steps=steps, normalize=normalize, seeds_dtype=seeds_dtype, grid=(4, 18), cells=(2, 9))
+    random_walk(triton_walk.run, steps=steps, normalize=normalize, seeds_dtype=seeds_dtype, grid=(4, 18), cells=(2, 9))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_affinities(kind):
-    walk(triton_walk.run, kind=kind, batch=2, affinity_batch=2, grid=(4, 10), cells=(2, 5))
+    random_walk(triton_walk.run, kind=kind, batch=2, affinity_batch=2, grid=(4, 10), cells=(2, 5))
 
 
 @pytest.mark.parametrize("affinity_batch", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind, affinity_batch):
     """An affinity of one batch for all seeds gets the sum over their batch."""
-    walk_backward(
+    walk_gradients(
         triton_walk_backward.run, kind=kind, batch=2, affinity_batch=affinity_batch, grid=(4, 10), cells=(2, 5)
     )
 
@@ -82,7 +82,7 @@ def test_gradients(kind, affinity_batch):
     ids=str,
 )
 def test_gradients_of(options):
-    walk_backward(triton_walk_backward.run, **options)
+    walk_gradients(triton_walk_backward.run, **options)
 
 
 @pytest.mark.parametrize(("batch", "affinity_batch"), [(1, 2), (2, 1)])
@@ -127,7 +127,7 @@ def test_one_launch_a_step_where_cells_are_even(monkeypatch):
         ((2, 5), "dense", 70, ["walk_step_kernel"] * 2 + ["divide_rows_kernel"]),
     ]:
         launched.clear()
-        walk(triton_walk.run, kind=kind, grid=(4, 10), cells=cells, labels=labels)
+        random_walk(triton_walk.run, kind=kind, grid=(4, 10), cells=cells, labels=labels)
         assert launched == expected
 
 
@@ -139,8 +139,8 @@ def test_the_public_walk_and_its_gradient_take_the_named_backend():
     def gradients(backend):
         leaves = [item.clone().requires_grad_() for item in (seeds, values, u)]
         local = nk.LocalAffinity(leaves[1], grid=problem.grid, window=problem.window)
-        coarse = nk.LowRankAffinity(leaves[2], grid=problem.grid, cells=problem.cells)
-        p = nk.random_walk(leaves[0], nk.mix(coarse, local, 0.4), alpha=0.7, steps=3, backend=backend)
+        low_rank = nk.LowRankAffinity(leaves[2], grid=problem.grid, cells=problem.cells)
+        p = nk.random_walk(leaves[0], nk.mix(low_rank, local, 0.4), alpha=0.7, steps=3, backend=backend)
         p.square().sum().backward()
         return [p.detach(), *(leaf.grad for leaf in leaves)]
 

@@ -12,68 +12,74 @@ HALO_ROWS = "halo_valid = (halo < reached) & (y >= 0) & (y < height) & (x >= 0) 
 # (operation, file, what is replaced, by what, options of the problem)
 MUTANTS = {
     "the halo wraps around the grid's sides": (
-        "walk", "walk_step", HALO_ROWS, HALO_ROWS.removesuffix(" & (x >= 0) & (x < width)"), SMALL,
+        "random_walk", "walk_step", HALO_ROWS, HALO_ROWS.removesuffix(" & (x >= 0) & (x < width)"), SMALL,
     ),
     "the last part of the halo is forgotten": (
-        "walk", "walk_step", "range(0, reached, HALO)", "range(0, reached - HALO, HALO)", {},
+        "random_walk", "walk_step", "range(0, reached, HALO)", "range(0, reached - HALO, HALO)", {},
     ),
     "the halo is a row too short": (
-        "walk", "walk_step", "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 1) * halo_columns",
+        "random_walk", "walk_step", "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 1) * halo_columns",
         "(TILE_ROWS * BLOCK_ROWS + WINDOW_ROWS - 2) * halo_columns", {"grid": (8, 8), "cells": (4, 4)},
     ),
     "tokens off the window count": (
-        "walk", "walk_step", "mask = in_window & valid[:, None]", "mask = (column >= 0) & valid[:, None]", SMALL,
+        "random_walk", "walk_step", "mask = in_window & valid[:, None]", "mask = (column >= 0) & valid[:, None]", SMALL,
     ),
-    "buffers of P are not swapped": ("walk", "walk", "buffers[(steps - step) % 2]", "buffers[0]", {}),
-    "buffers of T are not swapped": ("walk", "walk", "pooled_out = self._empty_pooled()", "pooled_out = pooled", {}),
-    "the restart is skipped": ("walk", "walk_step", "if RESTART:", "if False:", SMALL),
+    "buffers of P are not swapped": ("random_walk", "random_walk", "buffers[(steps - step) % 2]", "buffers[0]", {}),
+    "buffers of T are not swapped": (
+        "random_walk", "random_walk", "pooled_out = self._empty_pooled()", "pooled_out = pooled", {},
+    ),
+    "the restart is skipped": ("random_walk", "walk_step", "if RESTART:", "if False:", SMALL),
     "the last block of cells is forgotten": (
-        "walk", "walk_step", "range(0, ranks, RANKS)", "range(0, ranks - RANKS, RANKS)", {},
+        "random_walk", "walk_step", "range(0, ranks, RANKS)", "range(0, ranks - RANKS, RANKS)", {},
     ),
     "cells are averaged over their slots": (
-        "walk", "walk_step", "/ (BLOCK_ROWS * BLOCK_COLUMNS)", "/ SLOTS", {"grid": (6, 18), "cells": (2, 6)},
+        "random_walk", "walk_step", "/ (BLOCK_ROWS * BLOCK_COLUMNS)", "/ SLOTS", {"grid": (6, 18), "cells": (2, 6)},
     ),
     "empty slots join the average": (
-        "walk", "walk_step", "tl.where(mask, total, 0.0)", "total + 1", {"grid": (6, 18), "cells": (2, 6)},
+        "random_walk", "walk_step", "tl.where(mask, total, 0.0)", "total + 1", {"grid": (6, 18), "cells": (2, 6)},
     ),
-    "shares are exchanged": ("walk", "walk_step", "total += far * global_share", "total += far * local_share", SMALL),
+    "shares are exchanged": (
+        "random_walk", "walk_step", "global_total * global_share", "global_total * local_share", SMALL,
+    ),
     "the low half of P is dropped": (
-        "walk", "walk_step",
+        "random_walk", "walk_step",
         'total = tl.dot(weights.to(tl.float32), p - high, total, input_precision="tf32")', "pass",
         {**SMALL, "dtype": torch.float16},
     ),
-    "rows are not divided": ("walk", "walk_step", "if NORMALIZE:", "if False:", SMALL),
+    "rows are not divided": ("random_walk", "walk_step", "if NORMALIZE:", "if False:", SMALL),
     "rows of several blocks are not divided": (
-        "walk", "walk_pooling", "(value / mass)", "value", {**SMALL, "labels": 70},
+        "random_walk", "walk_pooling", "(value / mass)", "value", {**SMALL, "labels": 70},
     ),
     "uneven cells as if they were even": (
-        "walk", "walk_pooling", "(cell_y + 1) * height // cell_rows",
+        "random_walk", "walk_pooling", "(cell_y + 1) * height // cell_rows",
         "cell_y * height // cell_rows + height // cell_rows", {"grid": (7, 11), "cells": (3, 4)},
     ),
     "a large cell's last round is forgotten": (
-        "walk", "walk_pooling", "range(ROUNDS)", "range(ROUNDS - 1)", {"grid": (9, 9), "cells": (1, 1)},
+        "random_walk", "walk_pooling", "range(ROUNDS)", "range(ROUNDS - 1)", {"grid": (9, 9), "cells": (1, 1)},
     ),
     "one affinity for all where each has its own": (
-        "walk", "walk_step", "values_base = values + batch * values_batch", "values_base = values",
+        "random_walk", "walk_step", "values_base = values + batch * values_batch", "values_base = values",
         {**SMALL, "batch": 2, "affinity_batch": 2},
     ),
-    "the adjoint walks S, not its transpose": ("walk_backward", "walk_step", "if TRANSPOSED:", "if False:", SMALL),
+    "the adjoint walks S, not its transpose": (
+        "random_walk_backward", "walk_step", "if TRANSPOSED:", "if False:", SMALL,
+    ),
     "the adjoint spreads without the cell's size": (
-        "walk_backward", "walk_step", "(global_share / (cell_height * cell_width).to(tl.float32))[:, None]",
+        "random_walk_backward", "walk_step", "(global_share / (cell_height * cell_width).to(tl.float32))[:, None]",
         "global_share", SMALL,
     ),
     "the gradient of values forgets earlier steps": (
-        "walk_backward", "walk_gradients", "tl.load(at, mask=mask, other=0.0) + share", "share", SMALL,
+        "random_walk_backward", "walk_gradients", "tl.load(at, mask=mask, other=0.0) + share", "share", SMALL,
     ),
     "the gradient of values forgets a batch": (
-        "walk_backward", "walk_gradients", "range(batches)", "range(batches - 1)", {**SMALL, "batch": 2},
+        "random_walk_backward", "walk_gradients", "range(batches)", "range(batches - 1)", {**SMALL, "batch": 2},
     ),
     "the gradient of values forgets labels": (
-        "walk_backward", "walk_gradients", "range(0, labels, LABELS)", "range(0, labels - LABELS, LABELS)",
+        "random_walk_backward", "walk_gradients", "range(0, labels, LABELS)", "range(0, labels - LABELS, LABELS)",
         {**SMALL, "labels": 33},
     ),
     "the adjoint forgets the division of rows": (
-        "walk_backward", "walk_backward", "if normalize:", "if False:", SMALL,
+        "random_walk_backward", "random_walk_backward", "if normalize:", "if False:", SMALL,
     ),
     "window product: off the window": (
         "window_product", "walk_step", "(window_x < WINDOW_COLUMNS)", "(window_x < WINDOW_COLUMNS - 1)", SMALL,

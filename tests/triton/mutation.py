@@ -24,13 +24,14 @@ def kernels_with(
     """``run`` of an operation in a copy of the kernels where ``original`` in ``file`` reads ``replacement``."""
     package = f"copy_{next(_numbers)}_of_the_kernels"
     shutil.copytree(KERNELS, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = directory / package / f"{file}.py"
+    (path,) = (directory / package).rglob(f"{file}.py")
     source = path.read_text(encoding="utf-8")
     assert original in source, "the mutation no longer applies"
     path.write_text(source.replace(original, replacement), encoding="utf-8")
     sys.path.insert(0, str(directory))
     try:
-        yield importlib.import_module(f"{package}.{operation}").run
+        (module,) = (directory / package).rglob(f"{operation}.py")
+        yield importlib.import_module(f"{package}.{module.parent.name}.{operation}").run
     finally:
         sys.path.remove(str(directory))
         for module in [name for name in sys.modules if name.startswith(package)]:

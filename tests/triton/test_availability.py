@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nerve_kernels as nk
-from nerve_kernels import _backends
+from nerve_kernels._operators import dispatch
 from nerve_kernels._triton import availability
 
 pytestmark = pytest.mark.skipif(availability.interpreting(), reason="says what is said without the interpreter")
@@ -26,13 +26,13 @@ def test_cpu_tensors_are_refused(operation):
     if availability.missing_triton() is not None:
         reason = "triton is not installed"
     with pytest.raises(nk.BackendUnavailableError, match=reason):
-        _backends.choose(operation, "triton", (q, q))
+        dispatch.choose(operation, "triton", (q, q))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_show_config_says_why_not():
     wanted = "torch sees no GPU" if availability.missing_triton() is None else "triton is not installed"
-    lines = _backends.config_lines()
+    lines = dispatch.config_lines()
     assert wanted in lines[next(i for i, line in enumerate(lines) if line.startswith("  triton")) + 1]
     assert "triton" not in nk.available_backends()
 

@@ -12,7 +12,7 @@ from tests.ops.problems import relative_error
 from torch import Tensor
 
 from nerve_kernels import reference
-from nerve_kernels._ops import random_walk_backward
+from nerve_kernels._operators.walk import random_walk_backward
 from nerve_kernels.grids import window_neighbours
 
 TOLERANCE = 1e-6  # float32 sums, a few steps
@@ -94,7 +94,7 @@ class Problem:
         )
 
 
-def walk(run: Callable[..., Any], **options: Any) -> None:
+def random_walk(run: Callable[..., Any], **options: Any) -> None:
     """The walk of a problem against its definition."""
     problem = Problem(**options)
     result = run(*problem.arguments())
@@ -103,7 +103,7 @@ def walk(run: Callable[..., Any], **options: Any) -> None:
     assert relative_error(result, problem.expected()) < tolerance
 
 
-def walk_backward(run: Callable[..., Any], **options: Any) -> None:
+def walk_gradients(run: Callable[..., Any], **options: Any) -> None:
     """Gradients of a problem against those of eager, in float64."""
     problem = Problem(**options)
     seeds, *rest = problem.arguments()
@@ -131,4 +131,4 @@ def window_product(run: Callable[..., Any], **options: Any) -> None:
     assert relative_error(result, dense @ seeds.double()) < TOLERANCE
 
 
-WALK_PROBLEMS = {"walk": walk, "walk_backward": walk_backward, "window_product": window_product}
+WALK_PROBLEMS = {"random_walk": random_walk, "random_walk_backward": walk_gradients, "window_product": window_product}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAXIMUM_HEAD_SIZE = 256  # larger ones would need more shared memory than the tiles in these files leave
-OLDEST_CUDA_CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
+MAX_HEAD_SIZE = 256  # larger ones would need more shared memory than the tiles in these files leave
+MIN_CUDA_CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
 
 
 def run_lazily(operation: str) -> Callable[..., Any]:
@@ -38,7 +38,7 @@ def missing_triton() -> str | None:
     return None
 
 
-def reason_against_machine() -> str | None:
+def why_unsupported_machine() -> str | None:
     """Why no operation can run on Triton on this machine, or None."""
     reason = missing_triton()
     if reason is None and not interpreting() and not torch.cuda.is_available():
@@ -46,29 +46,29 @@ def reason_against_machine() -> str | None:
     return reason
 
 
-def reason_against_attention(tensors: tuple[Tensor, ...]) -> str | None:
+def why_unsupported_attention(tensors: tuple[Tensor, ...]) -> str | None:
     """Why the kernels on q and k cannot take these tensors, q first, or None."""
     head_size = tensors[0].shape[-1]
-    if head_size > MAXIMUM_HEAD_SIZE:
-        return f"it holds whole heads on chip and takes head sizes up to {MAXIMUM_HEAD_SIZE}, got {head_size}"
-    return reason_against_maps(tensors)
+    if head_size > MAX_HEAD_SIZE:
+        return f"it holds whole heads on chip and takes head sizes up to {MAX_HEAD_SIZE}, got {head_size}"
+    return why_unsupported_maps(tensors)
 
 
-def reason_against_maps(tensors: tuple[Tensor, ...]) -> str | None:
+def why_unsupported_maps(tensors: tuple[Tensor, ...]) -> str | None:
     """Why the kernels on explicit maps cannot take these tensors, or None."""
-    return missing_triton() or _against_device(tensors) or _against_dtypes(tensors)
+    return missing_triton() or _why_unsupported_device(tensors) or _why_unsupported_dtypes(tensors)
 
 
-def reason_against_walk(tensors: tuple[Tensor, ...]) -> str | None:
+def why_unsupported_walk(tensors: tuple[Tensor, ...]) -> str | None:
     """Why the kernels of the walk cannot take seeds and the parts of an affinity, or None."""
-    return missing_triton() or _against_device(tensors) or _against_dtypes(tensors)
+    return missing_triton() or _why_unsupported_device(tensors) or _why_unsupported_dtypes(tensors)
 
 
-def _against_device(tensors: tuple[Tensor, ...]) -> str | None:
+def _why_unsupported_device(tensors: tuple[Tensor, ...]) -> str | None:
     devices = sorted({tensor.device.type for tensor in tensors})
     if devices == ["cuda"]:  # what torch calls ROCm devices too
         capability = torch.cuda.get_device_capability(tensors[0].device)
-        if torch.version.hip is None and capability < OLDEST_CUDA_CAPABILITY:
+        if torch.version.hip is None and capability < MIN_CUDA_CAPABILITY:
             return f"it needs compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
         return None
     if devices == ["cpu"] and interpreting():
@@ -77,7 +77,7 @@ def _against_device(tensors: tuple[Tensor, ...]) -> str | None:
     return f"it runs on cuda or rocm tensors, got {came}; for tests, TRITON_INTERPRET=1 interprets it on the cpu"
 
 
-def _against_dtypes(tensors: tuple[Tensor, ...]) -> str | None:
+def _why_unsupported_dtypes(tensors: tuple[Tensor, ...]) -> str | None:
     dtypes = {tensor.dtype for tensor in tensors}
     if torch.float64 in dtypes:
         return "it computes in float32, got float64 inputs"

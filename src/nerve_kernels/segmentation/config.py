@@ -58,7 +58,7 @@ class NerveConfig:
             or unlabelled where there is no background label. In [0, 1].
         criterion: head weights by ``"entropy"`` (the paper), ``"information"``, or ``"uniform"``.
         temperature: τ of the head weights, > 0.
-        keep: use the best so many maps only; None: all. Of no effect with ``"uniform"``.
+        keep: keep the `keep` best heads; None: all. Of no effect with ``"uniform"``.
         window: side of the local affinity's window in tokens, odd, or (rows, columns).
         cells: cells of the global affinity along a side, or (rows, columns); None: min(16, side).
         beta: share of the global affinity, in [0, 1].

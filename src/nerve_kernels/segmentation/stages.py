@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nerve_kernels import _backends
+from nerve_kernels._operators import dispatch
 
 READ = "read the picture"
 CLIP_PICTURE = "CLIP, picture"
@@ -53,7 +53,7 @@ def stage(name: str) -> Iterator[None]:
     _wait_for_gpu()
     start = time.perf_counter()
     failed = True
-    with _backends.recording_choices() as choices:
+    with dispatch.recording_choices() as choices:
         try:
             yield
             _wait_for_gpu()

@@ -1,0 +1,112 @@
+"""S as an operator: products with S and Sᵀ and the gradient of its parts, from structure, never from a dense N × N.
+
+The walk and its limit, forward and adjoint, are all written with this one class; ``cpp_affinity_operator`` has the same
+in compiled kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerve_kernels._affinity_arguments import Parts
+from nerve_kernels._operators.cell_pooling import average_cells, spread_cells
+
+from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
+
+
+class AffinityOperator:
+    """β U Vᵀ + (1−β) S_local, or a dense S, in one working precision."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        grid: list[int],
+        window: list[int],
+        cells: list[int],
+        beta: float,
+        dtype: torch.dtype,
+    ) -> None:
+        values, u, v, dense = (None if part is None else part.to(dtype) for part in parts)
+        self.u, self.v, self.dense = u, v, dense
+        self.grid, self.window, self.cells = grid, window, cells
+        self.beta = beta if values is not None else 1.0
+        self.local_share = 1.0 - beta if u is not None else 1.0
+        self.geometry = TileGeometry((grid[0], grid[1]), (window[0], window[1])) if values is not None else None
+        self.values = values
+        self._forward: Tensor | None = None
+        self._adjoint: Tensor | None = None
+
+    def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
+        """P after ``steps`` steps P ← (1−α) G + α S P."""
+        restart = (1 - alpha) * seeds
+        for _ in range(steps):
+            p = torch.add(restart, self.apply(p), alpha=alpha)
+        return p
+
+    def apply(self, p: Tensor) -> Tensor:
+        """S P."""
+        if self.dense is not None:
+            return self.dense @ p
+        total = None
+        if self.u is not None:
+            total = self.beta * (self.u @ self._average(p))
+        if self.values is not None and self.geometry is not None:
+            if self._forward is None:
+                self._forward = self._prepare(self.values)
+            local = tiled_product(self._forward, p, self.geometry)
+            total = local if total is None else total.add_(local)
+        assert total is not None
+        return total
+
+    def apply_transpose(self, p: Tensor) -> Tensor:
+        """Sᵀ P."""
+        if self.dense is not None:
+            return self.dense.transpose(-1, -2) @ p
+        total = None
+        if self.u is not None:
+            pooled = self.u.transpose(-1, -2) @ p
+            spread = spread_cells(pooled, self.grid, self.cells) if self.v is None else self.v @ pooled
+            total = self.beta * spread
+        if self.values is not None and self.geometry is not None:
+            if self._adjoint is None:
+                self._adjoint = self._prepare(transpose_values(self.values, self.geometry))
+            local = tiled_product(self._adjoint, p, self.geometry)
+            total = local if total is None else total.add_(local)
+        assert total is not None
+        return total
+
+    def _prepare(self, values: Tensor) -> Tensor:
+        """Window values times their share of S, laid out for the product: once for all steps of a walk."""
+        assert self.geometry is not None
+        return self.local_share * tile_values(values, self.geometry)
+
+    def gradient(self, left: Tensor, p: Tensor) -> Parts:
+        """The gradient of ⟨left, S P⟩ for each part of S: (B, …), not yet summed over a broadcast batch."""
+        if self.dense is not None:
+            return None, None, None, left @ p.transpose(-1, -2)
+        grad_values = grad_u = grad_v = None
+        if self.u is not None:
+            grad_u = self.beta * (left @ self._average(p).transpose(-1, -2))
+            if self.v is not None:
+                grad_v = self.beta * (p @ (self.u.transpose(-1, -2) @ left).transpose(-1, -2))
+        if self.values is not None:
+            grad_values = self.local_share * self._values_gradient(left, p)
+        return grad_values, grad_u, grad_v, None
+
+    def _values_gradient(self, left: Tensor, p: Tensor) -> Tensor:
+        assert self.geometry is not None
+        return values_gradient(left, p, self.geometry)
+
+    def _average(self, p: Tensor) -> Tensor:
+        """Vᵀ P."""
+        return average_cells(p, self.grid, self.cells) if self.v is None else self.v.transpose(-1, -2) @ p
+
+
+def add_parts(total: Parts | None, more: Parts) -> Parts:
+    """Part by part sum, in place on ``total``."""
+    if total is None:
+        return more
+    return tuple(  # type: ignore[return-value]
+        left if left is None or right is None else left.add_(right) for left, right in zip(total, more, strict=True)
+    )

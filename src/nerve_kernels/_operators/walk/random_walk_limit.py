@@ -1,0 +1,248 @@
+"""random_walk_limit: P_∞ = (1−α)(I − αS)⁻¹ G by a Krylov solve on the structured operator, with a certified bound.
+
+Everything is solved and certified in float64. Since ‖(I − αS)⁻¹‖_∞ ≤ 1/(1 − αρ), where ρ bounds the absolute row sums
+of S, the residual r of a solution bounds its error elementwise by ‖r‖_∞ / (1 − αρ).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerve_kernels._affinity_arguments import Parts, match_parts
+from nerve_kernels._operators import dispatch
+from nerve_kernels._operators.library import define, differentiate, implement
+
+from .affinity_operator import AffinityOperator
+from .cpp_affinity_operator import CppAffinityOperator
+from .random_walk import AFFINITY_SCHEMA
+
+DENSE_SOLVE_TOKENS = 256
+"""Up to this many tokens a dense factorisation is cheaper than a Krylov solve."""
+
+KRYLOV_ITERATIONS = 200
+"""Where BiCGSTAB has not converged by then, plain walk steps, which always contract by α, finish the work."""
+
+define(
+    f"random_walk_limit(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, float tol, str? backend=None)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+define(
+    f"_random_walk_limit_backward(Tensor grad, Tensor limit, Tensor seeds, {AFFINITY_SCHEMA}, float alpha, float tol)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+LinearMap = Callable[[Tensor], Tensor]
+
+
+class _CountedOperator:
+    """A linear map that counts how often it is applied."""
+
+    def __init__(self, function: LinearMap) -> None:
+        self.function, self.count = function, 0
+
+    def __call__(self, p: Tensor) -> Tensor:
+        self.count += 1
+        return self.function(p)
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """0 where the denominator is 0: a label column that has converged (or broken down) stands still."""
+    return torch.where(denominator == 0, 0, numerator / denominator)
+
+
+def solve_restart(product: LinearMap, right: Tensor, start: Tensor, alpha: float, target: float) -> Tensor:
+    """X with ‖right − X + α·product(X)‖_∞ ≤ target: BiCGSTAB for all label columns at once, each with its own scalars.
+
+    Bitwise repeatable: sums are taken by torch's own reductions in a fixed order.
+    """
+
+    def residual_of(x: Tensor) -> Tensor:
+        return right - x + alpha * product(x)
+
+    x, residual = start, residual_of(start)
+    shadow, direction = residual, torch.zeros_like(residual)
+    image, rho = torch.zeros_like(residual), torch.ones_like(residual[:, :1])
+    step, damping = torch.ones_like(rho), torch.ones_like(rho)
+    best, best_norm = x, float(residual.abs().max()) if residual.numel() else 0.0
+    for _ in range(KRYLOV_ITERATIONS):
+        if best_norm <= target:
+            break
+        new_rho = (shadow * residual).sum(1, keepdim=True)
+        direction = residual + _divide(new_rho, rho) * _divide(step, damping) * (direction - damping * image)
+        image = direction - alpha * product(direction)
+        step = _divide(new_rho, (shadow * image).sum(1, keepdim=True))
+        half = residual - step * image
+        half_image = half - alpha * product(half)
+        damping = _divide((half_image * half).sum(1, keepdim=True), half_image.square().sum(1, keepdim=True))
+        x = x + step * direction + damping * half
+        residual, rho = half - damping * half_image, new_rho
+        norm = float(residual.abs().max())
+        if not math.isfinite(norm):
+            break
+        if norm < best_norm:
+            best, best_norm = x, norm
+    # the recursive residual drifts from the true one, so the true one decides; walk steps close what is left
+    residual = residual_of(best)
+    while residual.numel() and (norm := float(residual.abs().max())) > target and alpha > 0:
+        stepped = best + residual
+        residual = residual_of(stepped)
+        if not float(residual.abs().max()) < norm:
+            break  # float64 itself is exhausted
+        best = stepped
+    return best
+
+
+def _solve_dense(operator: AffinityOperator, right: Tensor, alpha: float, *, transpose: bool) -> Tensor:
+    identity = torch.eye(right.shape[1], dtype=right.dtype, device=right.device).unsqueeze(0)
+    matrix = identity - alpha * operator.apply(identity)
+    return torch.linalg.solve(matrix.transpose(-1, -2) if transpose else matrix, right)
+
+
+def largest_row_sum(parts: Parts, grid: list[int], window: list[int], cells: list[int], beta: float) -> float:
+    """ρ: the largest absolute row sum of S (1 for a row-stochastic S), from the absolute values of its parts."""
+    absolute: Parts = tuple(None if part is None else part.abs() for part in parts)  # type: ignore[assignment]
+    first = next(part for part in absolute if part is not None)
+    ones = torch.ones((1, first.shape[1], 1), dtype=torch.float64, device=first.device)
+    return float(AffinityOperator(absolute, grid, window, cells, beta, torch.float64).apply(ones).max())
+
+
+def eager(
+    seeds: Tensor,
+    values: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    dense: Tensor | None,
+    grid: list[int],
+    window: list[int],
+    cells: list[int],
+    beta: float,
+    alpha: float,
+    tol: float,
+    *,
+    operator_class: type[AffinityOperator] = AffinityOperator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(P, bound on |P − P_∞| including the rounding to the seeds' dtype, operator applications)."""
+    parts = (values, u, v, dense)
+    rho = largest_row_sum(parts, grid, window, cells, beta) if seeds.numel() else 1.0
+    if alpha * rho >= 1:
+        raise ValueError(
+            f"affinity: its largest absolute row sum is {rho:.6g}, so that alpha · row sum = {alpha * rho:.6g} ≥ 1 and "
+            "the walk need not converge; normalise the rows of the affinity to sum to 1"
+        )
+    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
+    product = _CountedOperator(operator.apply)
+    wide = seeds.double()
+    restart = (1 - alpha) * wide
+    if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
+        solution = _solve_dense(operator, restart, alpha, transpose=False).expand(wide.shape)
+    else:
+        # half of the tolerance for the solve, the rest for rounding the result
+        solution = solve_restart(product, restart, wide, alpha, 0.5 * tol * (1 - alpha * rho))
+    residual = restart - solution + alpha * product(solution)
+    result = solution.to(seeds.dtype)
+    bound = wide.new_zeros(())
+    if seeds.numel():
+        bound = residual.abs().max() / (1 - alpha * rho) + (result.double() - solution).abs().max()
+    return result.contiguous(), bound, torch.tensor(product.count)
+
+
+def cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same solver with compiled products."""
+    return eager(*arguments, operator_class=CppAffinityOperator)
+
+
+def _run(
+    seeds: Tensor,
+    values: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    dense: Tensor | None,
+    grid: list[int],
+    window: list[int],
+    cells: list[int],
+    beta: float,
+    alpha: float,
+    tol: float,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
+    run = dispatch.choose("random_walk_limit", backend, tensors)
+    result: tuple[Tensor, Tensor, Tensor] = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, tol)
+    return result
+
+
+def _fake(seeds: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        seeds.new_empty(seeds.shape),
+        seeds.new_empty((), dtype=torch.float64),
+        torch.empty((), dtype=torch.int64),
+    )
+
+
+def _run_backward(
+    grad: Tensor,
+    limit: Tensor,
+    seeds: Tensor,
+    values: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    dense: Tensor | None,
+    grid: list[int],
+    window: list[int],
+    cells: list[int],
+    beta: float,
+    alpha: float,
+    tol: float,
+) -> tuple[Tensor, ...]:
+    """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
+    parts = (values, u, v, dense)
+    operator_class = CppAffinityOperator if dispatch.why_unsupported_cpp((seeds,)) is None else AffinityOperator
+    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
+    wide = grad.double()
+    if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
+        adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)
+    else:
+        largest = float(wide.abs().max()) if wide.numel() else 0.0
+        adjoint = solve_restart(operator.apply_transpose, wide, wide, alpha, tol * largest)
+    grad_parts = operator.gradient(alpha * adjoint, limit.double())
+    return ((1 - alpha) * adjoint).to(seeds.dtype).contiguous(), *match_parts(grad_parts, parts, seeds)
+
+
+def _fake_backward(
+    grad: Tensor,
+    limit: Tensor,
+    seeds: Tensor,
+    values: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    dense: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    parts = (values, u, v, dense)
+    grads = (seeds.new_empty(0) if part is None else part.new_empty(part.shape) for part in parts)
+    return seeds.new_empty(seeds.shape), *grads
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.options = inputs[5:11]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[0], *inputs[:5])
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    limit, *tensors = ctx.saved_tensors
+    grads = torch.ops.nerve_kernels._random_walk_limit_backward(grad, limit, *tensors, *ctx.options)
+    present = (item if tensor is not None else None for item, tensor in zip(grads, tensors, strict=True))
+    return *present, *(None,) * 7
+
+
+implement("random_walk_limit", _run, _fake)
+implement("_random_walk_limit_backward", _run_backward, _fake_backward)
+differentiate("random_walk_limit", _backward, _setup_context)
+dispatch.register("random_walk_limit", "eager", eager)
+dispatch.register("random_walk_limit", "cpp", cpp, dispatch.why_unsupported_cpp)
