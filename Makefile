@@ -30,7 +30,7 @@ $(VENV)/.stamp-torch: constraints.txt
 	@$(PIP) torch numpy setuptools
 	@touch $@
 
-$(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+$(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	@echo "== installing nerve-kernels (editable, native ops compiled when there is a C++ compiler) and [segmentation]"
 	@$(PIP) --no-build-isolation --editable '.[segmentation]'
 	@touch $@

@@ -193,14 +193,14 @@ class WheelOfWhatWasBuilt(bdist_wheel):
 
 def cpu_extension() -> Extension:
     """csrc/ops.cpp and csrc/cpu/. Instruction sets are chosen when called, so there is no -march here."""
-    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
+    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cpu/**/*.cpp"))]
     flags = ["/std:c++20", "/O2"]
     if os.name == "posix":
         flags = ["-std=gnu++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
     return Extension(
         CPU_EXTENSION,
         sources=[str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*.h")],
+        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/**/*.h")],
         extra_compile_args=[*flags, STABLE_ABI_FLAG],
         language="c++",
         py_limited_api=STABLE_PYTHON_ABI,

@@ -20,7 +20,7 @@
 #define VECTOR_BYTES 16
 #endif
 #define INSTRUCTION_SET ceilings
-#include "attention_math.h"
+#include "vector_math.h"
 
 namespace {
 

@@ -21,7 +21,7 @@ from benchmarks.measure import milliseconds
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(__file__).parent / "ceilings.cpp"
-HEADERS = ROOT / "csrc" / "cpu"
+HEADERS = ROOT / "csrc" / "cpu" / "kernels"
 BUILD = ROOT / "build" / "benchmarks"
 
 
@@ -68,7 +68,7 @@ def compiled_loops() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if compiler is None:
         return None
-    content = SOURCE.read_bytes() + (HEADERS / "attention_math.h").read_bytes() + compiler.encode()
+    content = SOURCE.read_bytes() + (HEADERS / "vector_math.h").read_bytes() + compiler.encode()
     target = BUILD / f"ceilings-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

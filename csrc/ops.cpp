@@ -20,9 +20,9 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/attention.h"
-#include "cpu/walk.h"
-#include "cpu/window_product.h"
+#include "cpu/attention/attention.h"
+#include "cpu/walk/random_walk.h"
+#include "cpu/walk/window_product.h"
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_window_product_cpp", TORCH_BOX(&nerve_kernels::cpu::window_product));

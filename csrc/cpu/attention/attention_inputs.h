@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "attention_kernels.h"
-#include "dtypes.h"
+#include "../kernels/attention_kernels.h"
+#include "../dtypes.h"
 
 namespace nerve_kernels::cpu {
 

@@ -10,7 +10,7 @@
 #define VECTOR_BYTES 16
 #define ROWS_PER_GROUP 4
 #define VECTORS_PER_PANEL 2
-#include "attention_math.h"
+#include "vector_math.h"
 #include "attention_scores.h"
 #include "attention_window.h"
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "bf16_product.h"
+#include "../kernels/bf16_product.h"
 #include "walk_problem.h"
 
 namespace nerve_kernels::cpu {

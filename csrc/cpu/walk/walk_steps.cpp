@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "block_product.h"
+#include "../kernels/block_product.h"
 #include "matrix_product.h"
-#include "shared_tasks.h"
-#include "window_rows.h"
+#include "../work_stealing.h"
+#include "../kernels/window_rows.h"
 
 namespace nerve_kernels::cpu {
 namespace {

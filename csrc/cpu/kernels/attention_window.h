@@ -1,5 +1,5 @@
 // Window scores and the entropy of explicit maps, included by one translation unit per instruction set after
-// attention_math.h.
+// vector_math.h.
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 

@@ -1,6 +1,6 @@
 // The walk on tensors: checks, and what S is made of.
 
-#include "walk.h"
+#include "random_walk.h"
 
 #include <torch/csrc/stable/ops.h>
 

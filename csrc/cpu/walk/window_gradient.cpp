@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "dtypes.h"
-#include "shared_tasks.h"
+#include "../dtypes.h"
+#include "../work_stealing.h"
 #include "walk_problem.h"
 #include "window_product.h"
-#include "window_rows.h"
+#include "../kernels/window_rows.h"
 
 namespace nerve_kernels::cpu {
 namespace {

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "dtypes.h"
-#include "window_rows.h"
+#include "../dtypes.h"
+#include "../kernels/window_rows.h"
 
 namespace nerve_kernels::cpu {
 namespace {

@@ -1,5 +1,5 @@
 // The score microkernel and what is summed over its scores, included by one translation unit per instruction set after
-// attention_math.h. It needs, besides what that file needs,
+// vector_math.h. It needs, besides what that file needs,
 //   ROWS_PER_GROUP       query rows of the register tile
 //   VECTORS_PER_PANEL    vectors of keys of the register tile
 //

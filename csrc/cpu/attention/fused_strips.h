@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "attention_inputs.h"
-#include "shared_tasks.h"
+#include "../work_stealing.h"
 
 namespace nerve_kernels::cpu {
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "block_product.h"
-#include "dtypes.h"
+#include "../kernels/block_product.h"
+#include "../dtypes.h"
 
 namespace nerve_kernels::cpu {
 namespace {

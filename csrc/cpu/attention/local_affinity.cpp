@@ -5,7 +5,7 @@
 
 #include "attention.h"
 #include "attention_inputs.h"
-#include "shared_tasks.h"
+#include "../work_stealing.h"
 
 namespace nerve_kernels::cpu {
 namespace {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "dtypes.h"
+#include "../dtypes.h"
 
 namespace nerve_kernels::cpu {
 
