@@ -80,13 +80,19 @@ class Visitor:
         self.tab.set_default_timeout(PATIENCE)
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
+        self.refused: list[str] = []
         self.tab.on("request", self._note_request)
+        self.tab.on("response", self._note_response)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.goto(server.address)
 
     def _note_request(self, request: Any) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
             self.elsewhere.append(request.url)
+
+    def _note_response(self, response: Any) -> None:
+        if response.status >= 400:
+            self.refused.append(f"{response.status} {response.url}")
 
     def wait_for_status(self, words: str) -> str:
         """The banner, once it says these words."""
@@ -113,6 +119,7 @@ def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
     yield one
     assert one.elsewhere == []  # it works without any other server
     assert one.errors == []
+    assert one.refused == []  # and the page asks for nothing that the guard keeps back
     one.tab.close()
 
 

@@ -79,35 +79,95 @@ def test_settings_that_would_take_long():
         check_settings(NerveConfig(window=33))
 
 
-def answer(method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:
-    """Status and headers that the guard lets out; what is behind it answers 200."""
-    sent = []
+HOST = {b"host": b"localhost:7860"}
+TOO_LONG = {b"content-length": str(LARGEST_BODY + 1).encode()}
+
+
+def answer(
+    method: str, path: str, headers: dict[bytes, bytes], server: object = ("127.0.0.1", 7860), kind: str = "http"
+) -> tuple[dict[str, object], bool]:
+    """The first message that the guard lets out, and whether it asked what is behind it, which answers 200."""
+    sent, asked = [], []
 
     async def behind(scope, receive, send):
+        asked.append(scope)
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "headers": list(headers.items())}
-    asyncio.run(Guard(behind)(scope, None, send))
-    return sent[0]["status"], dict(sent[0]["headers"])
+    scope = {"type": kind, "method": method, "path": path, "headers": list(headers.items()), "server": server}
+    asyncio.run(Guard(behind, ["Page.Example"])(scope, None, send))
+    return sent[0], bool(asked)
 
 
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [
         ("GET", "/", {}, 200),
+        ("GET", "/assets/index.js", {}, 200),
+        ("GET", "/gradio_api/heartbeat/abc", {}, 200),
         ("POST", "/gradio_api/queue/join", {b"content-length": b"500"}, 200),
+        ("POST", "/gradio_api/queue/join", {b"content-length": str(LARGEST_BODY).encode()}, 200),
         ("POST", "/gradio_api/upload", {b"content-length": b"500"}, 403),
         ("POST", "/upload/", {b"content-length": b"500"}, 403),
-        ("POST", "/gradio_api/queue/join", {b"content-length": str(LARGEST_BODY + 1).encode()}, 413),
+        ("GET", "/gradio_api/file=/etc/passwd", {}, 403),
+        ("GET", "/gradio_api/deep_link", {}, 403),  # writes what is on a page to a file
+        ("POST", "/gradio_api/process_recording", {b"content-length": b"500"}, 403),
+        ("POST", "/gradio_api/queue/join", TOO_LONG, 413),
+        ("PUT", "/gradio_api/queue/join", TOO_LONG, 413),
+        ("PATCH", "/gradio_api/queue/join", TOO_LONG, 413),
+        ("DELETE", "/gradio_api/queue/join", TOO_LONG, 413),
         ("POST", "/gradio_api/queue/join", {b"content-length": b"-5"}, 413),
+        ("POST", "/gradio_api/queue/join", {b"content-length": "\u00b2".encode("latin-1")}, 413),
         ("POST", "/gradio_api/queue/join", {b"transfer-encoding": b"chunked"}, 411),
+        ("PATCH", "/gradio_api/queue/join", {b"transfer-encoding": b"chunked"}, 411),
     ],
 )
 def test_the_guard(method, path, headers, status):
-    seen, sent = answer(method, path, headers)
-    assert seen == status
-    if status == 200:
-        assert sent[b"content-security-policy"].startswith(b"default-src 'self'")
+    message, asked = answer(method, path, HOST | headers)
+    assert message["status"] == status
+    assert asked == (status == 200)
+    sent = dict(message["headers"])
+    assert sent[b"content-security-policy"].startswith(b"default-src 'self'")
+    assert sent[b"referrer-policy"] == b"no-referrer"
+    assert sent[b"x-content-type-options"] == b"nosniff"
+
+
+@pytest.mark.parametrize(
+    ("host", "server", "answered"),
+    [
+        (b"192.0.2.7:7860", ("192.0.2.7", 7860), True),  # as when it listens on every address
+        (b"192.0.2.8:7860", ("192.0.2.7", 7860), False),
+        (b"192.0.2.7", ("::ffff:192.0.2.7", 7860), True),
+        (b"[2001:db8::1]:7860", ("2001:0db8::1", 7860), True),
+        (b"page.example.", ("192.0.2.7", 7860), True),
+        (b"evil.example", ("192.0.2.7", 7860), False),
+        (b"evil.example", None, False),
+        (b"127.0.0.5", None, True),
+        (None, ("192.0.2.7", 7860), False),
+        (None, None, False),
+    ],
+)
+def test_the_guard_knows_the_names_of_its_machine(host, server, answered):
+    message, asked = answer("GET", "/", {} if host is None else {b"host": host}, server)
+    assert asked is answered
+    assert message["status"] == (200 if answered else 403)
+
+
+def test_every_host_that_a_request_names_is_looked_at():
+    scope_headers = [(b"host", b"localhost"), (b"host", b"evil.example")]
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": scope_headers, "server": None}
+    asyncio.run(Guard(lambda *_: pytest.fail("asked"))(scope, None, send))
+    assert sent[0]["status"] == 403
+
+
+def test_the_guard_closes_websockets():
+    message, asked = answer("GET", "/", HOST, kind="websocket")
+    assert message["type"] == "websocket.close"
+    assert not asked

@@ -18,6 +18,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerv
 import gradio
 
 from nerve_kernels.web import snippets
+from nerve_kernels.web.affinity_rows import draw_row
 from nerve_kernels.web.command import main
 from nerve_kernels.web.opened_picture import HeadWeight
 from nerve_kernels.web.page import Page, Shown
@@ -110,6 +111,21 @@ def test_a_slider_and_a_click(page):
     assert "legend" in page.on_click(event(index=[10, 500]), answer[page.shown])[page.rows_text]
 
 
+def test_what_is_shown_is_each_in_its_place(page):
+    """CLIP's overlay and the walk's, and the three rows, are alike enough to be mistaken for one another."""
+    *_, last = page.on_load(*SETTINGS)
+    answer = page.on_slider(last[page.shown], 0.8, 0.5, 20, -2.3, 11)
+    shown, bench = answer[page.shown], page.workbench
+    outcome = bench.segment(shown.key, shown.labels, shown.config)
+    wanted = {page.before: outcome.before.overlay, page.after: outcome.after.overlay}
+    rows = bench.rows(shown.key, shown.point, shown.config)
+    for place, row in zip(page.rows, (rows.local, rows.coarse, rows.mixed), strict=True):
+        wanted[place] = draw_row(row, rows.token, bench.opened(shown.key).picture)
+    assert len({picture.tobytes() for picture in wanted.values()}) == 5
+    for place, picture in wanted.items():
+        assert answer[place].tobytes() == picture.tobytes()
+
+
 def test_downloads_are_what_is_shown(page):
     *_, last = page.on_load(*SETTINGS)
 
@@ -166,6 +182,9 @@ def test_of_very_many_heads_the_heaviest_are_shown():
         (["--port", "99999"], "wanted a number from 1 to 65535"),
         (["--preset", "nothing"], "preset: got 'nothing'"),
         (["--colour"], "unrecognized arguments"),
+        (["--allow-host", "https://page.example/"], "wanted a host's name or address"),
+        (["--allow-host", "page.example:80"], "wanted a host's name or address"),
+        (["--allow-host", "["], "wanted a host's name or address"),
     ],
 )
 def test_wrong_options(arguments, words, capsys):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from nerve_kernels.segmentation.extras import MissingExtraError, require_extra
 from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS, find_preset
@@ -42,14 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave('the page needs more libraries. Install them with: pip install "nerve_kernels[web]"', 1)
     except (ValueError, OSError) as error:
         _leave(str(error), 2)
-    if not _is_loopback(options.host):
+    from .guard import is_loopback
+
+    if not is_loopback(options.host):
         print(
             f"nerve-web: listening on {options.host}: anyone who reaches this machine may use it, without a password",
             file=sys.stderr,
         )
     page = make_page(options)
     try:
-        _, address, _ = launch(page, host=options.host, port=options.port, open_browser=options.open)
+        _, address, _ = launch(
+            page, host=options.host, port=options.port, names=options.allow_host, open_browser=options.open
+        )
     except OSError as error:
         _leave(str(error).splitlines()[0], 1)
     print(f"nerve-web: {address} (Ctrl+C stops it)", flush=True)
@@ -88,17 +93,34 @@ def make_page(options: argparse.Namespace) -> Page:
     return Page(workbench, config, known_words() if embedded else "")
 
 
-def launch(page: Page, *, host: str, port: int | None, open_browser: bool = False) -> Any:
+def launch(page: Page, *, host: str, port: int | None, names: Collection[str] = (), open_browser: bool = False) -> Any:
     """Serve the page in a thread of its own; everything that Gradio would fetch from or offer to the outside is off.
+
+    Args:
+        page: what is served.
+        host: the address to listen on.
+        port: None: the first free one from 7860.
+        names: further names of this machine that a request may ask for.
+        open_browser: show it in a browser.
 
     Returns:
         What Gradio's ``launch`` does: the application and its addresses.
     """
     import gradio
-    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 
     from . import snippets
     from .guard import Guard
+
+    @asynccontextmanager
+    async def behind_the_guard(app: Any) -> AsyncIterator[None]:
+        # Around the whole of it: Gradio answers preflights before any middleware that is handed to it.
+        app.middleware_stack = Guard(app.middleware_stack, (host, *names))
+        yield
+
+    async def unknown(request: Any, error: Exception) -> Any:
+        # Gradio looks up what a request names: an event, a visitor.
+        return PlainTextResponse(f"The page has no {error}.", 400)
 
     system_fonts = ["system-ui", "Segoe UI", "Roboto", "sans-serif"]
     return page.blocks.launch(
@@ -115,7 +137,7 @@ def launch(page: Page, *, host: str, port: int | None, open_browser: bool = Fals
         footer_links=[],
         max_file_size=0,
         state_session_capacity=100,
-        app_kwargs={"middleware": [Middleware(Guard)]},
+        app_kwargs={"lifespan": behind_the_guard, "exception_handlers": {KeyError: unknown}},
         css=snippets.STYLE,
         theme=gradio.themes.Default(primary_hue="indigo", font=system_fonts, font_mono=["ui-monospace", "monospace"]),
     )
@@ -130,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=_port, help="port to listen on (the first free one from 7860)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        type=_host_name,
+        metavar="NAME",
+        help="a further name of this machine, such as a proxy's, that requests may ask for; may be repeated",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"one of {', '.join(PRESETS)} (%(default)s)")
     parser.add_argument("--diffusion", help="Stable Diffusion 1.x/2.x: a folder or a hub id")
@@ -145,11 +175,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _is_loopback(host: str) -> bool:
+def _host_name(text: str) -> str:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        if urlsplit(f"//[{text}]" if ":" in text else f"//{text}").hostname == text.lower():
+            return text
     except ValueError:
-        return host == "localhost"
+        pass
+    raise argparse.ArgumentTypeError(f"got {text!r}, wanted a host's name or address, without scheme, port or path")
 
 
 def _leave(message: str, code: int) -> None:

@@ -23,25 +23,31 @@ def overlay_file(overlay: Image.Image) -> dict[str, str]:
         >>> overlay_file(Image.new("RGB", (2, 2)))["url"][:22]
         'data:image/png;base64,'
     """
-    return _file("nerve_overlay.png", "image/png", _png(overlay))
+    return {"name": "nerve_overlay.png", "url": png_url(overlay)}
 
 
 def labels_file(segmentation: Segmentation) -> dict[str, str]:
     """Labels as palette indices, at the picture's size."""
-    return _file("nerve_labels.png", "image/png", _png(segmentation.indexed()))
+    return {"name": "nerve_labels.png", "url": png_url(segmentation.indexed())}
 
 
 def summary_file(segmentation: Segmentation, config: NerveConfig) -> dict[str, str]:
     """Areas and mean probabilities, and every setting that led to them."""
     content = segmentation.summary() | {"config": asdict(config)}
-    return _file("nerve.json", "application/json", (json.dumps(content, indent=2) + "\n").encode())
+    return {"name": "nerve.json", "url": _url("application/json", (json.dumps(content, indent=2) + "\n").encode())}
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_url(picture: Image.Image) -> str:
+    """A picture as a data URL.
+
+    Example:
+        >>> png_url(Image.new("RGB", (2, 2)))[:22]
+        'data:image/png;base64,'
+    """
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
-    return stream.getvalue()
+    return _url("image/png", stream.getvalue())
 
 
-def _file(name: str, media_type: str, content: bytes) -> dict[str, str]:
-    return {"name": name, "url": f"data:{media_type};base64,{base64.b64encode(content).decode()}"}
+def _url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from nerve_kernels.segmentation.config import NerveConfig
 
-from . import snippets
+from . import components, snippets
 from .affinity_rows import draw_row
 from .downloads import labels_file, overlay_file, summary_file
 from .limits import LARGEST_FILE, MOST_STEPS, WIDEST_WINDOW, RefusedError, read_upload
@@ -48,6 +48,16 @@ class Shown:
     config: NerveConfig | None = None
     point: tuple[float, float] = (0.0, 0.0)  # (x, y) of the clicked point, in the picture's pixels
 
+    def settings(self) -> NerveConfig:
+        """The settings of the result that is shown.
+
+        Raises:
+            RefusedError: there is none yet.
+        """
+        if self.config is None:
+            raise RefusedError("There is no result yet. Press Segment first.")
+        return self.config
+
 
 def slider_to_temperature(value: float) -> float:
     """τ from its slider, which holds log₁₀ τ; two digits, so that a round τ stays one.
@@ -72,7 +82,7 @@ class Page:
         self.workbench = workbench
         self.config = config
         self.known_words = known_words
-        with gr.Blocks(title="nerve_kernels", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
+        with components.Blocks(title="nerve_kernels", analytics_enabled=False) as self.blocks:
             self._lay_out()
             self._connect()
         self.blocks.queue(max_size=JOBS_WAITING, default_concurrency_limit=1)
@@ -95,17 +105,7 @@ class Page:
             html_template=snippets.DROP_ZONE, js_on_load=snippets.DROP_ZONE_SCRIPT, elem_id="drop-zone", padding=False
         )
         gr.Markdown("or one of these scenes:")
-        self.gallery = gr.Gallery(
-            [scene.picture for scene in scenes()],
-            columns=3,
-            height="auto",
-            object_fit="cover",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            show_label=False,
-            elem_id="scenes",
-        )
+        self.gallery = components.gallery([scene.picture for scene in scenes()], "scenes")
         gr.Markdown("### 2 · What to look for")
         self.labels = gr.Textbox(
             lines=2,
@@ -148,7 +148,7 @@ class Page:
     def _lay_out_picture(self, title: str, name: str) -> gr.Image:
         with gr.Column(min_width=180):
             gr.Markdown(f"**{title}**", elem_classes="nerve-title")
-            return gr.Image(show_label=False, interactive=False, buttons=[], format="png", elem_id=name)
+            return gr.Image(show_label=False, interactive=False, buttons=[], elem_id=name)
 
     def _lay_out_sliders(self) -> list[gr.Slider]:
         temperature = round(math.log10(self.config.temperature), 2)
@@ -170,7 +170,12 @@ class Page:
             self.shown, self.status, self.labels, self.run_button, self.after, self.before, self.heads,
             self.rows_text, *self.rows, *self.downloads.values(),
         ]  # fmt: skip
-        quiet: dict[str, Any] = {"outputs": every, "api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {
+            "outputs": every,
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "postprocess": False,
+        }
         working = quiet | {"concurrency_id": "work"}
         settings = self.sliders
         self.blocks.load(self.on_load, settings, concurrency_limit=None, **quiet)
@@ -198,23 +203,29 @@ class Page:
         yield {self.run_button: gr.Button(interactive=True)}
         yield from self._choose(scenes()[0].picture, scenes()[0].labels, settings)
 
-    def on_upload(self, event: gr.EventData, labels: str, *settings: float) -> Iterator[Changes]:
+    def on_upload(self, event: gr.EventData, labels: object, *settings: float) -> Iterator[Changes]:
         """A file was dropped: show it, and segment it where there are labels."""
         try:
-            if "too_large" in event._data:
+            too_large = components.sent_with(event, "too_large")
+            if isinstance(too_large, (int, float)):
                 raise RefusedError(
-                    f"This file has {event._data['too_large'] / 2**20:.0f} MB. Wanted at most "
-                    f"{LARGEST_FILE // 2**20} MB."
+                    f"This file has {too_large / 2**20:.0f} MB. Wanted at most {LARGEST_FILE // 2**20} MB."
                 )
-            picture = read_upload(event._data.get("picture"))
+            picture = read_upload(components.sent_with(event, "picture"))
+            if not isinstance(labels, str):
+                raise RefusedError(f"labels: expected text, got {type(labels).__name__}.")
         except ValueError as error:
             yield self._refusal(error)
             return
         yield from self._choose(picture, labels, settings)
 
-    def on_scene(self, event: gr.SelectData, *settings: float) -> Iterator[Changes]:
+    def on_scene(self, event: gr.EventData, *settings: float) -> Iterator[Changes]:
         """One of the scenes was chosen."""
-        scene = scenes()[event.index]
+        index = components.sent_with(event, "index")
+        if not isinstance(index, int) or index not in range(len(scenes())):
+            yield self._refusal(RefusedError(f"scene: expected 0 to {len(scenes()) - 1}, got {str(index)[:20]}."))
+            return
+        scene = scenes()[index]
         yield from self._choose(scene.picture, scene.labels, settings)
 
     def on_run(self, shown: Shown, labels: str, *settings: float) -> Changes:
@@ -225,11 +236,11 @@ class Page:
         """A slider was let go: the same labels with other settings."""
         return self._run(shown, settings)
 
-    def on_click(self, event: gr.SelectData, shown: Shown) -> Changes:
+    def on_click(self, event: gr.EventData, shown: Shown) -> Changes:
         """A pixel of the mask was clicked: its token's rows of S."""
         try:
             picture = self.workbench.opened(shown.key).picture
-            x, y = event.index
+            x, y = components.clicked_pixel(event)
             scale = picture.width / self._overlay_width(shown)
             point = ((x + 0.5) * scale, (y + 0.5) * scale)
             if point[1] >= picture.height:
@@ -243,13 +254,13 @@ class Page:
         """What makes one of the files, as a name and a data URL."""
 
         def make(shown: Shown) -> dict[str, str]:
-            assert shown.config is not None  # the buttons come to life with the first result
             try:
-                drawn = self.workbench.segment(shown.key, shown.labels, shown.config).after
+                config = shown.settings()
+                drawn = self.workbench.segment(shown.key, shown.labels, config).after
             except EXPECTED as error:
-                raise gr.Error(str(error), print_exception=False) from None
+                raise components.refused(error) from None
             if kind == "summary":
-                return summary_file(drawn.segmentation, shown.config)
+                return summary_file(drawn.segmentation, config)
             return overlay_file(drawn.overlay) if kind == "overlay" else labels_file(drawn.segmentation)
 
         return make
@@ -297,21 +308,20 @@ class Page:
         }
 
     def _rows(self, shown: Shown) -> Changes:
-        assert shown.config is not None
-        rows = self.workbench.rows(shown.key, shown.point, shown.config)
+        config = shown.settings()
+        rows = self.workbench.rows(shown.key, shown.point, config)
         picture = self.workbench.opened(shown.key).picture
         maps = [draw_row(row, rows.token, picture) for row in (rows.local, rows.coarse, rows.mixed)]
         y, x = rows.token
         text = (
             f"Row of S of the token in row {y + 1}, column {x + 1} of {rows.local.shape[0]} × {rows.local.shape[1]}. "
             f"Its largest weights: local {rows.local.max():.3f}, global {rows.coarse.max():.4f}, mixed (β = "
-            f"{shown.config.beta:g}) {rows.mixed.max():.3f}. Brightness: square root of weight over largest."
+            f"{config.beta:g}) {rows.mixed.max():.3f}. Brightness: square root of weight over largest."
         )
         return {self.rows_text: text, **dict(zip(self.rows, maps, strict=True))}
 
     def _overlay_width(self, shown: Shown) -> int:
-        assert shown.config is not None
-        return self.workbench.segment(shown.key, shown.labels, shown.config).after.overlay.width
+        return self.workbench.segment(shown.key, shown.labels, shown.settings()).after.overlay.width
 
     def _refusal(self, error: Exception) -> Changes:
         words = str(error).strip() or type(error).__name__

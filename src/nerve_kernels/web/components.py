@@ -1,0 +1,86 @@
+"""Gradio's parts as the page uses them: pictures never become files, and a senseless request is refused in a line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from PIL import Image
+
+from .downloads import png_url
+from .limits import RefusedError
+
+LONGEST_REFUSAL = 400
+log = logging.getLogger(__name__)
+
+
+class Blocks(gr.Blocks):
+    """A page whose inputs are numbers and texts, and whose pictures travel inside its answers.
+
+    Gradio would fetch an input that looks like a file's address, and answer one that does not fit with a traceback in
+    the server's log. A picture it would write to the temporary folder, readable for everyone, and send the file's
+    address. Handlers therefore return pictures, and their events say ``postprocess=False``.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> list[Any]:
+        """The inputs of an event as its handler takes them; whatever else a script sends is refused."""
+        try:
+            if not all(value is None or isinstance(value, (str, int, float)) for value in inputs):
+                raise RefusedError("inputs: expected numbers and texts")
+            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+        except Exception as error:
+            raise refused(error) from None
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, *arguments: Any, **options: Any) -> list[Any]:
+        """What a handler returned as the browser takes it."""
+        if isinstance(predictions, dict):
+            predictions = await asyncio.to_thread(_with_data_urls, predictions)
+        return await super().postprocess_data(block_fn, predictions, *arguments, **options)
+
+
+def refused(error: Exception) -> gr.Error:
+    """A request's refusal: one line for the log, and the same for whoever sent it."""
+    words = " ".join(str(error).split())[:LONGEST_REFUSAL] or type(error).__name__
+    log.warning("refused a request: %s", words)
+    return gr.Error(words, print_exception=False)
+
+
+def sent_with(event: gr.EventData, name: str) -> Any:
+    """What the browser sent along with an event; None where a script did not."""
+    return event._data.get(name) if isinstance(event._data, dict) else None
+
+
+def clicked_pixel(event: gr.EventData) -> tuple[float, float]:
+    """Where a picture was clicked, as (x, y) in the pixels of what is shown.
+
+    Raises:
+        RefusedError: a script sent something else.
+    """
+    index = sent_with(event, "index")
+    numbers = isinstance(index, list) and len(index) == 2 and all(isinstance(at, (int, float)) for at in index)
+    if not numbers or not all(map(math.isfinite, index)):
+        raise RefusedError("index: expected the x and y of a pixel.")
+    return index[0], index[1]
+
+
+def gallery(pictures: Sequence[Image.Image], name: str) -> gr.Gallery:
+    """Small pictures to choose from, which travel inside the page."""
+    made = gr.Gallery(
+        columns=3, height="auto", object_fit="cover", allow_preview=False, interactive=False, buttons=[],
+        show_label=False, elem_id=name,
+    )  # fmt: skip
+    made.value = [{"image": _as_data_url(shown), "caption": None} for shown in pictures]
+    return made
+
+
+def _with_data_urls(changes: dict[Any, Any]) -> dict[Any, Any]:
+    return {place: _as_data_url(value) if isinstance(value, Image.Image) else value for place, value in changes.items()}
+
+
+def _as_data_url(picture: Image.Image) -> dict[str, Any]:
+    return dict(ImageData(url=png_url(picture)).model_dump())
