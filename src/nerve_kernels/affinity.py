@@ -16,6 +16,7 @@ from ._affinity_arguments import UNUSED_PAIR, OperatorArguments
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.cell_pooling import average_cells, sum_cells
 from ._operators.checks import (
+    check_batch,
     check_cells,
     check_grid,
     check_number,
@@ -23,7 +24,9 @@ from ._operators.checks import (
     check_shape,
     check_tensor,
     check_tokens,
+    check_type,
     check_window,
+    refusal,
     shape_of,
 )
 from ._operators.library import accumulation_dtype
@@ -36,9 +39,8 @@ def _columns(p: Any, shape: tuple[int, int, int]) -> tuple[Tensor, bool]:
         return _columns(p.unsqueeze(0), shape)[0], shape[0] == 1
     check_tensor("P", p, 3, "(B, N, C) or (N, C)")
     if p.shape[1] != shape[1]:
-        raise ValueError(f"P: expected {shape[1]} tokens as the affinity has, got {shape_of(p)}")
-    if p.shape[0] != shape[0] and 1 not in (p.shape[0], shape[0]):
-        raise ValueError(f"P: expected a batch of {shape[0]} or 1 as the affinity has, got {p.shape[0]}")
+        raise ValueError(refusal("P", f"{shape[1]} tokens as the affinity has", shape_of(p)))
+    check_batch("P", p.shape[0], shape[0], " as the affinity has")
     return p, False
 
 
@@ -118,10 +120,8 @@ class LocalAffinity(Affinity):
         check_tokens("grid", self.grid, self.values.shape[1], "values")
         size = self.window[0] * self.window[1]
         if self.values.shape[2] != size:
-            raise ValueError(
-                f"values: expected {self.window[0]} × {self.window[1]} = {size} columns for window {self.window}, "
-                f"got {shape_of(self.values)}"
-            )
+            wanted = f"{self.window[0]} × {self.window[1]} = {size} columns for window {self.window}"
+            raise ValueError(refusal("values", wanted, shape_of(self.values)))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -205,14 +205,13 @@ class LowRankAffinity(Affinity):
         check_tokens("grid", self.grid, self.u.shape[1], "u")
         if (self.v is None) == (self.cells is None):
             given = "neither" if self.v is None else "both"
-            raise ValueError(f"v, cells: expected exactly one of them (v for explicit factors), got {given}")
+            raise ValueError(refusal("v, cells", "exactly one of them (v for explicit factors)", given))
         if self.cells is not None:
             object.__setattr__(self, "cells", check_cells(self.cells, self.grid))
-            if self.u.shape[2] != self.cells[0] * self.cells[1]:
-                raise ValueError(
-                    f"u: expected {self.cells[0]} × {self.cells[1]} = {self.cells[0] * self.cells[1]} columns for "
-                    f"cells {self.cells}, got {shape_of(self.u)}"
-                )
+            size = self.cells[0] * self.cells[1]
+            if self.u.shape[2] != size:
+                wanted = f"{self.cells[0]} × {self.cells[1]} = {size} columns for cells {self.cells}"
+                raise ValueError(refusal("u", wanted, shape_of(self.u)))
         elif self.v is not None:
             check_tensor("v", self.v, 3, "(B, N, r)")
             check_shape("v", self.v, self.u.shape, "the shape of u")
@@ -314,7 +313,7 @@ class MixedAffinity(Affinity):
 
 
 def mix(s_global: LowRankAffinity, s_local: LocalAffinity, beta: float = 0.5) -> MixedAffinity:
-    """The affinity of the method: a share of the far picture and a share of the near one.
+    """The affinity of the method: a share of the global affinity and a share of the local one.
 
     ``S = β S_global + (1−β) S_local``
 
@@ -333,20 +332,17 @@ def mix(s_global: LowRankAffinity, s_local: LocalAffinity, beta: float = 0.5) ->
 
     Example:
         >>> import torch, nerve_kernels as nk
-        >>> far = nk.LowRankAffinity(torch.ones(1, 4, 1), grid=(2, 2), cells=(1, 1))
-        >>> near = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
-        >>> nk.mix(far, near, beta=0.5).to_dense()[0, 0].tolist()
+        >>> s_global = nk.LowRankAffinity(torch.ones(1, 4, 1), grid=(2, 2), cells=(1, 1))
+        >>> s_local = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
+        >>> nk.mix(s_global, s_local, beta=0.5).to_dense()[0, 0].tolist()
         [0.625, 0.125, 0.125, 0.125]
     """
-    if not isinstance(s_global, LowRankAffinity):
-        raise TypeError(f"s_global: expected a LowRankAffinity, got {type(s_global).__name__}")
-    if not isinstance(s_local, LocalAffinity):
-        raise TypeError(f"s_local: expected a LocalAffinity, got {type(s_local).__name__}")
+    check_type("s_global", s_global, LowRankAffinity)
+    check_type("s_local", s_local, LocalAffinity)
     value = check_number("beta", beta, low=0, high=1, wanted="in [0, 1]")
     if s_global.grid != s_local.grid:
-        raise ValueError(f"s_local: expected the grid of s_global, {s_global.grid}, got {s_local.grid}")
-    if s_global.shape[0] != s_local.shape[0] and 1 not in (s_global.shape[0], s_local.shape[0]):
-        raise ValueError(f"s_local: expected a batch of {s_global.shape[0]} or 1, got {s_local.shape[0]}")
+        raise ValueError(refusal("s_local", f"the grid of s_global, {s_global.grid}", s_local.grid))
+    check_batch("s_local", s_local.shape[0], s_global.shape[0])
     check_same_device(s_global=s_global.u, s_local=s_local.values)
     return MixedAffinity(s_global, s_local, value)
 

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.checks import (
+    ONE_OR_MANY,
     check_backend,
     check_cells,
     check_grid,
     check_head_weights,
-    check_layers,
+    check_list,
     check_lse,
     check_queries_and_keys,
     check_scale,
     check_tokens,
     check_window,
+    refusal,
 )
 from .affinity import LocalAffinity, LowRankAffinity
 from .grids import Grid, bilinear_corners, cell_of_token, default_cells, window_neighbours
@@ -40,10 +42,8 @@ class _Layer:
 def _one_or_many(value: Tensor | Sequence[Tensor] | None, name: str, layers: int) -> list[Tensor | None]:
     if value is None:
         return [None] * layers
-    found: list[Tensor | None] = [value] if isinstance(value, Tensor) else check_layers(name, value)
-    if len(found) != layers:
-        raise ValueError(f"{name}: expected {layers} tensors, one for each layer of q, got {len(found)}")
-    return found
+    found = [value] if isinstance(value, Tensor) else check_list(name, value, ONE_OR_MANY)
+    return check_list(name, found, f"{layers} tensors, one for each layer of q", length=layers)
 
 
 def _layers(
@@ -60,10 +60,10 @@ def _layers(
     check_backend(backend)
     single = isinstance(q, Tensor)
     if single and grids is not None:
-        raise ValueError("grids: is for lists of layers; for one layer give grid=(H, W)")
-    queries = [q] if isinstance(q, Tensor) else check_layers("q", q)
+        raise ValueError(refusal("grids", "None where q is one layer", repr(grids), "give grid=(H, W)"))
+    queries = [q] if isinstance(q, Tensor) else check_list("q", q, ONE_OR_MANY)
     if not queries:
-        raise ValueError("q: expected at least one layer, got an empty list")
+        raise ValueError(refusal("q", "at least one layer", "an empty list"))
     layer_grids = _layer_grids(grid, grids, len(queries), single=single)
     finest = max(layer_grids, key=lambda g: g[0] * g[1])
     target = finest if grid is None else check_grid("grid", grid)
@@ -92,20 +92,20 @@ def _layers(
         layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, layer_grids[index], layer_scale))
     batches = {layer.q.shape[0] for layer in layers}
     if len(batches) > 1:
-        raise ValueError(f"q: expected one batch size in all layers, got {sorted(batches)}")
+        raise ValueError(refusal("q", "one batch size in all layers", sorted(batches)))
     return layers, target
 
 
 def _layer_grids(grid: Grid | None, grids: Sequence[Grid] | None, layers: int, *, single: bool) -> list[Grid]:
     if single:
         if grid is None:
-            raise ValueError("grid: expected (H, W) of the tokens, got None")
+            raise ValueError(refusal("grid", "(H, W) of the tokens", None))
         return [check_grid("grid", grid)]
     wanted = f"{layers} pairs (H, W), one for each layer of q"
-    if grids is None or len(check_layers("grids", grids, wanted)) != layers:
-        came = "None" if grids is None else str(len(grids))
-        raise ValueError(f"grids: expected {wanted}, got {came}")
-    return [check_grid(f"grids[{index}]", item) for index, item in enumerate(grids)]
+    if grids is None:
+        raise ValueError(refusal("grids", wanted, None))
+    found = check_list("grids", grids, wanted, length=layers)
+    return [check_grid(f"grids[{index}]", item) for index, item in enumerate(found)]
 
 
 def local_affinity(
@@ -178,9 +178,9 @@ def _window_sums(layer: _Layer, index: int, grid: Grid, window: Grid, backend: s
     if layer.grid == grid:
         return _window_attention(layer, layer.q, layer.k, layer.lse, grid, window, False, backend)
     if layer.grid[0] > grid[0] or layer.grid[1] > grid[1]:
+        wanted = f"a grid no finer than that of the affinity, {grid}, whose windows need keys on it or on a coarser one"
         raise ValueError(
-            f"grids[{index}]: {layer.grid} is finer than the grid of the affinity, {grid}; a window needs keys on its "
-            "own grid or a coarser one: leave the layer out or ask for the finest grid"
+            refusal(f"grids[{index}]", wanted, layer.grid, "leave the layer out or ask for the finest grid")
         )
     device = layer.q.device
     cell = cell_of_token(grid, layer.grid, device)

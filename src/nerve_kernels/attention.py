@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from torch import Tensor
 from ._operators.checks import (
     MAX_FLOAT32,
     MIN_NORMAL_FLOAT32,
+    ONE_OR_MANY,
     check_backend,
+    check_choice,
     check_count,
     check_head_weights,
-    check_layers,
+    check_list,
     check_lse,
     check_number,
     check_queries_and_keys,
@@ -27,6 +29,8 @@ from ._operators.checks import (
     check_scale,
     check_shape,
     check_tensor,
+    kind_of,
+    refusal,
     shape_of,
 )
 
@@ -215,15 +219,13 @@ def head_weights(
         (True, 1.0)
     """
     single = isinstance(entropy, Tensor)
-    entropies = [entropy] if isinstance(entropy, Tensor) else check_layers("entropy", entropy)
+    entropies = [entropy] if isinstance(entropy, Tensor) else check_list("entropy", entropy, ONE_OR_MANY)
     one_count = isinstance(num_keys, (int, torch.SymInt))
-    keys = [num_keys] if one_count else check_layers("num_keys", num_keys, "an int, or a list of ints, one a layer")
-    if criterion not in ("entropy", "information"):
-        raise ValueError(f"criterion: expected 'entropy' or 'information', got {criterion!r}")
+    keys = [num_keys] if one_count else check_list("num_keys", num_keys, "an int, or a list of ints, one a layer")
+    check_choice("criterion", criterion, get_args(Criterion))
     if not entropies:
-        raise ValueError("entropy: expected at least one layer, got an empty list")
-    if len(keys) != len(entropies):
-        raise ValueError(f"num_keys: expected {len(entropies)} numbers, one for each layer, got {len(keys)}")
+        raise ValueError(refusal("entropy", "at least one layer", "an empty list"))
+    check_list("num_keys", keys, f"{len(entropies)} numbers, one for each layer", length=len(entropies))
     marginals = _marginals(marginal, criterion, len(entropies))
     check_number("temperature", temperature, low=MIN_NORMAL_FLOAT32, high=MAX_FLOAT32, wanted="> 0")
     scores = [
@@ -232,9 +234,9 @@ def head_weights(
     ]
     stacked = torch.cat(scores, dim=1)
     if keep is not None:
-        check_count("keep", keep, low=1, wanted="≥ 1")
+        check_count("keep", keep, low=1)
         if keep > stacked.shape[1]:
-            raise ValueError(f"keep: expected at most the {stacked.shape[1]} heads there are, got {keep}")
+            raise ValueError(refusal("keep", f"at most the {stacked.shape[1]} heads there are", keep))
         # stable: of equally good heads the first ones are kept, on every run
         best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
@@ -250,26 +252,25 @@ def head_weights(
 def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layers: int) -> list[Tensor | None]:
     if criterion == "entropy":
         if marginal is not None:
-            raise ValueError("marginal: is used by criterion='information' only; leave it out or change the criterion")
+            wanted = f"None, as criterion={criterion!r} does not use it"
+            raise ValueError(refusal("marginal", wanted, kind_of(marginal), "give criterion='information' with it"))
         return [None] * layers
     if marginal is None:
-        raise ValueError("marginal: criterion='information' needs attention_marginal(q, k) of each layer, got None")
-    found: list[Tensor | None] = [marginal] if isinstance(marginal, Tensor) else check_layers("marginal", marginal)
-    if len(found) != layers:
-        raise ValueError(f"marginal: expected {layers} tensors, one for each layer, got {len(found)}")
-    return found
+        wanted = "attention_marginal(q, k) of each layer for criterion='information'"
+        raise ValueError(refusal("marginal", wanted, None))
+    found = [marginal] if isinstance(marginal, Tensor) else check_list("marginal", marginal, ONE_OR_MANY)
+    return check_list("marginal", found, f"{layers} tensors, one for each layer", length=layers)
 
 
 def _head_scores(entropy: Tensor, keys: int, marginal: Tensor | None, first: Tensor) -> Tensor:
     """(B, heads): what the softmax over heads is taken of, before the temperature."""
     check_tensor("entropy", entropy, 3, "(B, heads, N)")
-    check_count("num_keys", keys, low=1, wanted="≥ 1")
+    check_count("num_keys", keys, low=1)
     if entropy.shape[0] != first.shape[0]:
-        raise ValueError(
-            f"entropy: expected one batch size in all layers, got {shape_of(first)} and {shape_of(entropy)}"
-        )
+        both = f"{shape_of(first)} and {shape_of(entropy)}"
+        raise ValueError(refusal("entropy", "one batch size in all layers", both))
     if entropy.shape[1] < 1 or entropy.shape[2] < 1:
-        raise ValueError(f"entropy: expected at least one head and one row to average, got {shape_of(entropy)}")
+        raise ValueError(refusal("entropy", "at least one head and one row to average", shape_of(entropy)))
     check_same_device(entropy=entropy, first_layer=first)
     dtype = torch.float64 if entropy.dtype == torch.float64 else torch.float32
     score = -entropy.to(dtype).mean(-1)

@@ -18,6 +18,8 @@ from ._operators.checks import (
     check_shape,
     check_tensor,
     check_tokens,
+    kind_of,
+    refusal,
     shape_of,
 )
 from .affinity import Affinity
@@ -62,10 +64,8 @@ def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[Opera
         check_shape("affinity", affinity, (affinity.shape[0], tokens, tokens), "(B, N, N) for the seeds' N tokens")
         return (None, None, None, affinity, UNUSED_PAIR, UNUSED_PAIR, UNUSED_PAIR, 0.0), affinity.shape[0]
     if not isinstance(affinity, Affinity):
-        raise TypeError(
-            "affinity: expected a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got "
-            f"{type(affinity).__name__}"
-        )
+        wanted = "a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N)"
+        raise TypeError(refusal("affinity", wanted, kind_of(affinity)))
     arguments = affinity.operator_arguments()
     check_tokens("affinity", arguments[4], tokens, "seeds")
     return arguments, affinity.shape[0]
@@ -74,15 +74,14 @@ def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[Opera
 def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, OperatorArguments]:
     """Seeds as (B, N, C) and the operator's arguments, both checked against each other."""
     if not isinstance(seeds, Tensor) or seeds.dim() not in (2, 3):
-        came = shape_of(seeds) if isinstance(seeds, Tensor) else type(seeds).__name__
-        kind = ValueError if isinstance(seeds, Tensor) else TypeError
-        raise kind(f"seeds: expected a torch.Tensor (B, N, C) or (N, C), got {came}")
+        kind, came = (ValueError, shape_of(seeds)) if isinstance(seeds, Tensor) else (TypeError, kind_of(seeds))
+        raise kind(refusal("seeds", "a torch.Tensor (B, N, C) or (N, C)", came))
     batched = seeds.unsqueeze(0) if seeds.dim() == 2 else seeds
     check_tensor("seeds", batched, 3, "(B, N, C)")
     arguments, batch = _operator_arguments(affinity, batched.shape[1])
     if batch not in (1, batched.shape[0]):
         raise ValueError(
-            f"affinity: expected a batch of {batched.shape[0]} as seeds have, or 1 for all of them, got {batch}"
+            refusal("affinity", f"a batch of {batched.shape[0]} as seeds have, or 1 for all of them", batch)
         )
     values, u, v, dense = arguments[:4]
     check_same_device(seeds=batched, values=values, u=u, v=v, affinity=dense)
@@ -92,24 +91,22 @@ def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, Operat
 def _check_values(seeds: Tensor, affinity: Affinity | Tensor, *, stochastic: bool) -> None:
     """What ``check=True`` looks at; each look is a device synchronisation."""
     if not torch.isfinite(seeds).all():
-        raise ValueError(f"seeds: expected finite numbers, got {int((~torch.isfinite(seeds)).sum())} that are not")
+        raise ValueError(refusal("seeds", "finite numbers", f"{int((~torch.isfinite(seeds)).sum())} that are not"))
     if not stochastic:
         return
     if ((seeds < 0) | (seeds > 1)).any():
-        raise ValueError(
-            f"seeds: tol needs seeds in [0, 1], got values in [{seeds.min().item():.4g}, {seeds.max().item():.4g}]; "
-            "normalise them or give steps instead of tol"
-        )
+        came = f"values in [{seeds.min().item():.4g}, {seeds.max().item():.4g}]"
+        do = "normalise them or give steps instead of tol"
+        raise ValueError(refusal("seeds", "values in [0, 1], which tol needs", came, do))
     stored = affinity.dtype if isinstance(affinity, Tensor) else _lowest_dtype(affinity)
     # float32 sums would be too coarse for what float64 rows are held to
     dtype = torch.float64 if stored == torch.float64 else torch.float32
     ones = torch.ones((1, seeds.shape[1], 1), dtype=dtype, device=seeds.device)
     sums = affinity.to(dtype) @ ones if isinstance(affinity, Tensor) else affinity @ ones
     if (sums - 1).abs().max() > STOCHASTIC_TOLERANCE[stored]:
-        raise ValueError(
-            f"affinity: tol needs rows that sum to 1, got sums in [{sums.min().item():.6g}, {sums.max().item():.6g}]; "
-            "normalise its rows or give steps instead of tol"
-        )
+        came = f"sums in [{sums.min().item():.6g}, {sums.max().item():.6g}]"
+        do = "normalise its rows or give steps instead of tol"
+        raise ValueError(refusal("affinity", "rows that sum to 1, which tol needs", came, do))
 
 
 def _lowest_dtype(affinity: Affinity) -> torch.dtype:
@@ -181,14 +178,12 @@ def random_walk(
     batched, arguments = _prepare(seeds, affinity)
     value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
     if (steps is None) == (tol is None):
-        raise ValueError(f"steps, tol: expected exactly one of them, got steps={steps!r} and tol={tol!r}")
-    count = steps_for_tolerance(value, tol) if tol is not None else check_count("steps", steps, low=0, wanted="≥ 0")
+        raise ValueError(refusal("steps, tol", "exactly one of them", f"steps={steps!r} and tol={tol!r}"))
+    count = steps_for_tolerance(value, tol) if tol is not None else check_count("steps", steps)
     check_flag("check", check)
     if check_flag("normalize", normalize) and batched.shape[2] == 1:
-        raise ValueError(
-            "normalize: with a single label (C = 1) every row would be divided by itself and the result be all ones; "
-            "give normalize=False"
-        )
+        do = "give normalize=False: every row would be divided by itself and the result be all ones"
+        raise ValueError(refusal("normalize", "False with a single label (C = 1)", True, do))
     if check:
         _check_values(batched, affinity, stochastic=tol is not None)
     values, u, v, dense, grid, window, cells, beta = arguments

@@ -48,8 +48,8 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("keep none", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, keep=0), "keep: expected an int ≥ 1, got 0"),
     ("num_keys", ValueError, lambda: nk.head_weights([ENTROPY] * 2, num_keys=[12]), "num_keys: expected 2 numbers, one for each layer, got 1"),
     ("no layer", ValueError, lambda: nk.head_weights([], num_keys=[]), "entropy: expected at least one layer, got an empty list"),
-    ("no marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="information"), "marginal: criterion='information' needs attention_marginal(q, k) of each layer, got None"),
-    ("idle marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, marginal=LSE), "marginal: is used by criterion='information' only"),
+    ("no marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="information"), "marginal: expected attention_marginal(q, k) of each layer for criterion='information', got None"),
+    ("idle marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, marginal=LSE), "marginal: expected None, as criterion='entropy' does not use it, got Tensor; give criterion='information' with it"),
     ("batches", ValueError, lambda: nk.head_weights([ENTROPY, ENTROPY[:1]], num_keys=[12, 12]), "entropy: expected one batch size in all layers"),
     ("tiny temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=1e-320), "temperature: expected a number > 0, got 1e-320"),
     ("endless temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=10**400), "temperature: expected a number > 0, got inf"),
@@ -61,7 +61,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     # grids, windows, cells
     ("grid type", TypeError, lambda: nk.local_affinity(Q, Q, W, grid=12, window=3), "grid: expected a pair of ints (H, W), got 12"),
     ("grid none", ValueError, lambda: nk.local_affinity(Q, Q, W, window=3), "grid: expected (H, W) of the tokens, got None"),
-    ("grid tokens", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 5), window=3), "grid: 3 × 5 = 15 tokens do not match q, which has 12"),
+    ("grid tokens", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 5), window=3), "grid: expected H · W = 12 tokens as q has, got 3 × 5 = 15"),
     ("grid empty", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(0, 5), window=3), "grid: expected H ≥ 1 and W ≥ 1, got (0, 5)"),
     ("even window", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 4), window=4), "window: expected odd sizes ≥ 1, so that a token is at the centre, got 4"),
     ("wide window", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 4), window=7), "window: expected at most 2 · side − 1 = 5 for a grid side of 3, got 7"),
@@ -69,7 +69,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("many cells", ValueError, lambda: nk.global_affinity(Q, Q, W, grid=(3, 4), cells=(4, 4)), "cells: expected 1 to 3 cells along a grid side of 3 tokens, got (4, 4)"),
     ("cells type", TypeError, lambda: nk.global_affinity(Q, Q, W, grid=(3, 4), cells="2"), "cells: expected an int or a pair of ints (h, w), got '2'"),
     ("grids missing", ValueError, lambda: nk.local_affinity([Q], [Q], [W], window=3), "grids: expected 1 pairs (H, W), one for each layer of q, got None"),
-    ("grids idle", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 4), grids=[(3, 4)], window=3), "grids: is for lists of layers; for one layer give grid=(H, W)"),
+    ("grids idle", ValueError, lambda: nk.local_affinity(Q, Q, W, grid=(3, 4), grids=[(3, 4)], window=3), "grids: expected None where q is one layer, got [(3, 4)]; give grid=(H, W)"),
     ("q type", TypeError, lambda: nk.local_affinity("q", Q, W, grid=(3, 4), window=3), "q: expected a tensor, or a list of them, one for each layer, got str"),
     ("grids type", TypeError, lambda: nk.local_affinity([Q], [Q], [W], grids=3, window=3), "grids: expected 1 pairs (H, W), one for each layer of q, got int"),
     ("lists", ValueError, lambda: nk.local_affinity([Q], [Q, Q], [W], grids=[(3, 4)], window=3), "k: expected 1 tensors, one for each layer of q, got 2"),
@@ -92,7 +92,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("seeds shape", ValueError, lambda: walk(SEEDS[0, 0]), "seeds: expected a torch.Tensor (B, N, C) or (N, C), got (2,)"),
     ("seeds dtype", TypeError, lambda: walk(SEEDS.long()), "seeds: expected float32, float16, bfloat16 or float64, got torch.int64"),
     ("affinity type", TypeError, lambda: walk(affinity=[1]), "affinity: expected a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got list"),
-    ("affinity tokens", ValueError, lambda: walk(SEEDS[:, :6]), "affinity: 3 × 4 = 12 tokens do not match seeds, which has 6"),
+    ("affinity tokens", ValueError, lambda: walk(SEEDS[:, :6]), "affinity: expected H · W = 6 tokens as seeds has, got 3 × 4 = 12"),
     ("dense tokens", ValueError, lambda: walk(affinity=torch.zeros(1, 11, 11)), "affinity: expected (B, N, N) for the seeds' N tokens = (1, 12, 12), got (1, 11, 11)"),
     ("batch", ValueError, lambda: walk(torch.zeros(3, 12, 2), torch.zeros(2, 12, 12)), "affinity: expected a batch of 3 as seeds have, or 1 for all of them, got 2"),
     ("walk device", ValueError, lambda: walk(SEEDS.to("meta")), "values: expected to be on meta as seeds is, got cpu"),
@@ -108,12 +108,12 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("steps and tol", ValueError, lambda: walk(tol=0.1), "steps, tol: expected exactly one of them, got steps=3 and tol=0.1"),
     ("no steps, no tol", ValueError, lambda: walk(steps=None), "steps, tol: expected exactly one of them, got steps=None and tol=None"),
     ("tol", ValueError, lambda: steps_for_tolerance(0.5, 0.0), "tol: expected a number > 0, got 0.0"),
-    ("one label", ValueError, lambda: walk(SEEDS[..., :1]), "normalize: with a single label (C = 1) every row would be divided by itself and the result be all ones; give normalize=False"),
+    ("one label", ValueError, lambda: walk(SEEDS[..., :1]), "normalize: expected False with a single label (C = 1), got True; give normalize=False: every row would be divided by itself and the result be all ones"),
     ("limit alpha", ValueError, lambda: nk.random_walk_limit(SEEDS, LOCAL, alpha=-0.1), "alpha: expected a number in [0, 1), got -0.1"),
     # values, looked at on request
     ("not finite", ValueError, lambda: walk(torch.full((1, 12, 2), math.nan), check=True), "seeds: expected finite numbers, got 24 that are not"),
-    ("seeds range", ValueError, lambda: walk(3 * SEEDS, steps=None, tol=0.1, check=True), "seeds: tol needs seeds in [0, 1], got values in [1.5, 1.5]"),
-    ("rows", ValueError, lambda: walk(steps=None, tol=0.1, check=True), "affinity: tol needs rows that sum to 1, got sums in [0.444444, 1]"),
+    ("seeds range", ValueError, lambda: walk(3 * SEEDS, steps=None, tol=0.1, check=True), "seeds: expected values in [0, 1], which tol needs, got values in [1.5, 1.5]; normalise them or give steps"),
+    ("rows", ValueError, lambda: walk(steps=None, tol=0.1, check=True), "affinity: expected rows that sum to 1, which tol needs, got sums in [0.444444, 1]; normalise its rows or give steps"),
     # backends
     ("backend type", TypeError, lambda: walk(backend=3), "backend: expected a name such as 'cpp', or None for the best, got int"),
     ("no such backend", BackendUnavailableError, lambda: walk(backend="cudnn"), "random_walk: backend='cudnn' cannot run: there is no such backend"),
@@ -123,8 +123,10 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("error", "call", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_bad_input_is_refused_by_name(error, call, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=re.escape(message)) as raised:
         call()
+    if error is not BackendUnavailableError:
+        assert re.fullmatch(r"(layer \d+: )?[\w, ]+(\[\d+\])?: expected .+, got [^;]+(; .+)?", str(raised.value))
 
 
 def test_a_single_label_walks_without_normalisation():

@@ -1,20 +1,151 @@
-"""Argument checks: bad input is refused before any kernel starts, by name, with what came and what was wanted."""
+"""Argument checks, for every layer of the package: what does not fit is refused before any work, by name.
+
+Every message reads ``name: expected X, got Y; do Z``, where ``do Z`` is left out if X already says it. A value of
+another type is a ``TypeError``, one out of range a ``ValueError``; what fits is returned, as the type that it was
+checked for. A check of one plain value is called ``check_…(name, value, …)``, so that a table of fields can hold it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nerve_kernels.grids import Grid
 
+T = TypeVar("T")
+
 MAX_COUNT = 2**63 - 1
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 MIN_NORMAL_FLOAT32 = torch.finfo(torch.float32).tiny
+ONE_OR_MANY = "a tensor, or a list of them, one for each layer"
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def refusal(name: str, expected: str, got: object, do: str = "") -> str:
+    """The one form of a message: ``name: expected X, got Y; do Z``."""
+    return f"{name}: expected {expected}, got {got}" + (f"; {do}" if do else "")
+
+
+def kind_of(value: Any) -> str:
+    """A value of the wrong type, as a message names it: by its type."""
+    return type(value).__name__
+
+
+# Plain values
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as True or False; 0, 1 and None are neither."""
+    if not isinstance(value, bool):
+        raise TypeError(refusal(name, "True or False", kind_of(value)))
+    return value
+
+
+def check_text(name: str, value: Any, wanted: str = "a text") -> str:
+    """``value`` as a string that is not blank."""
+    if not isinstance(value, str):
+        raise TypeError(refusal(name, wanted, kind_of(value)))
+    if not value.strip():
+        raise ValueError(refusal(name, wanted, repr(value)))
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str], do: str = "") -> str:
+    """``value`` as one of a few words."""
+    known = tuple(choices)
+    if value not in known or not isinstance(value, str):
+        *most, last = (repr(choice) for choice in known)
+        raise ValueError(refusal(name, f"{', '.join(most)} or {last}" if most else last, repr(value), do))
+    return value
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    wanted: str,
+    low_open: bool = False,
+    high_open: bool = False,
+    do: str = "",
+) -> float:
+    """``value`` as a finite float from ``low`` to ``high``; an open end does not belong to them."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(refusal(name, f"a number {wanted}", kind_of(value), do))
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        number = math.inf
+    outside = number < low or number > high or (low_open and number == low) or (high_open and number == high)
+    if not math.isfinite(number) or outside:
+        raise ValueError(refusal(name, f"a number {wanted}", number, do))
+    return number
+
+
+def check_count(name: str, value: Any, *, low: int = 0, high: int | None = None, wanted: str = "", do: str = "") -> int:
+    """``value`` as an int from ``low`` to ``high``; ``wanted`` says it where "≥ low" would not do."""
+    wanted = f"an int {wanted or (f'≥ {low}' if high is None else f'from {low} to {high}')}"
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(refusal(name, wanted, kind_of(value), do))
+    if value < low or (high is not None and value > high):
+        raise ValueError(refusal(name, wanted, _short(value), do))
+    if isinstance(value, int) and value > MAX_COUNT:
+        raise ValueError(refusal(name, f"{wanted} and below 2⁶³", _short(value), do))
+    return value  # type: ignore[return-value]
+
+
+def _short(value: int | torch.SymInt) -> str:
+    """An int as text, or how long it is: Python refuses to print the longest."""
+    return f"one of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > MAX_COUNT else str(value)
+
+
+def check_pair(name: str, value: Any, wanted: str, *, or_one: bool = False) -> Grid:
+    """``value`` as a pair of ints, of any size; with ``or_one`` a single int stands for two of it."""
+    pair = (value, value) if or_one and _is_int(value) else value
+    if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)) or len(pair) != 2:
+        raise TypeError(refusal(name, wanted, repr(value)))
+    if not all(_is_int(item) for item in pair):
+        raise TypeError(refusal(name, wanted, repr(value)))
+    return pair[0], pair[1]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def check_list(name: str, value: Any, wanted: str, *, length: int | None = None) -> list[Any]:
+    """``value``, any sequence but a text, as a list; of ``length`` items where that is given."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(refusal(name, wanted, kind_of(value)))
+    if length is not None and len(value) != length:
+        raise ValueError(refusal(name, wanted, len(value)))
+    return list(value)
+
+
+def check_type(name: str, value: Any, kind: type[T], wanted: str = "") -> T:
+    """``value`` as an instance of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(refusal(name, wanted or f"a {kind.__name__}", kind_of(value)))
+    return value
+
+
+def check_optional(check: Callable[..., T], name: str, value: Any, **options: Any) -> T | None:
+    """None, or what another check of a plain value accepts."""
+    return None if value is None else check(name, value, **options)
+
+
+def check_backend(backend: Any) -> None:
+    """Raise where ``backend`` cannot be a name; whether there is one of that name, the operator knows."""
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(refusal("backend", "a name such as 'cpp', or None for the best", kind_of(backend)))
+
+
+# Tensors
 
 
 def shape_of(tensor: Tensor) -> str:
@@ -25,77 +156,80 @@ def shape_of(tensor: Tensor) -> str:
 def check_tensor(name: str, value: Any, dimensions: int, wanted: str) -> Tensor:
     """``value`` as a real floating-point tensor with that many dimensions."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor {wanted}, got {type(value).__name__}")
+        raise TypeError(refusal(name, f"a torch.Tensor {wanted}", kind_of(value)))
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {value.dtype}; convert it first")
+        raise TypeError(refusal(name, "float32, float16, bfloat16 or float64", value.dtype, "convert it first"))
     if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}; convert it with {name}.to_dense()")
+        raise TypeError(refusal(name, "a dense tensor", value.layout, f"convert it with {name}.to_dense()"))
     if value.dim() != dimensions:
-        raise ValueError(f"{name}: expected shape {wanted}, got {shape_of(value)}")
+        raise ValueError(refusal(name, f"shape {wanted}", shape_of(value)))
     return value
-
-
-def check_layers(name: str, value: Any, wanted: str = "a tensor, or a list of them, one for each layer") -> list[Any]:
-    """What came for several layers, as a list."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
-    return list(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """``value`` as True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-    return value
-
-
-def check_backend(backend: Any) -> None:
-    """Raise where ``backend`` cannot be a name; whether there is one of that name, the operator knows."""
-    if backend is not None and not isinstance(backend, str):
-        raise TypeError(f"backend: expected a name such as 'cpp', or None for the best, got {type(backend).__name__}")
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], wanted: str) -> None:
     """Raise where ``tensor`` has not exactly ``shape``."""
     if tensor.dim() != len(shape) or any(have != want for have, want in zip(tensor.shape, shape, strict=True)):
         expected = "(" + ", ".join(str(size) for size in shape) + ")"
-        raise ValueError(f"{name}: expected {wanted} = {expected}, got {shape_of(tensor)}")
+        raise ValueError(refusal(name, f"{wanted} = {expected}", shape_of(tensor)))
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    """Raise where tensors lie on different devices."""
+    """Raise where tensors, given by their names, lie on different devices."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first_name, first = next(iter(present.items()))
     for name, tensor in present.items():
         if tensor.device != first.device:
-            raise ValueError(
-                f"{name}: expected to be on {first.device} as {first_name} is, got {tensor.device}; "
-                f"move it with {name}.to({str(first.device)!r})"
-            )
+            move = f"move it with {name}.to({str(first.device)!r})"
+            raise ValueError(refusal(name, f"to be on {first.device} as {first_name} is", tensor.device, move))
 
 
-def check_number(name: str, value: Any, *, low: float, high: float, wanted: str, high_open: bool = False) -> float:
-    """``value`` as a finite float in [low, high], or [low, high) with ``high_open``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number {wanted}, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # an int beyond every float
-        number = math.inf
-    if not math.isfinite(number) or number < low or number > high or (high_open and number == high):
-        raise ValueError(f"{name}: expected a number {wanted}, got {number}")
-    return number
+def check_batch(name: str, batch: int, wanted: int, of: str = "") -> None:
+    """Raise where a batch is not the ``wanted`` one (``of`` says whose that is), and neither of the two is 1."""
+    if batch != wanted and 1 not in (batch, wanted):
+        raise ValueError(refusal(name, f"a batch of {wanted} or 1{of}", batch))
 
 
-def check_count(name: str, value: Any, *, low: int, wanted: str) -> int:
-    """``value`` as an int ≥ ``low``."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int {wanted}, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name}: expected an int {wanted}, got {value}")
-    if isinstance(value, int) and value > MAX_COUNT:
-        raise ValueError(f"{name}: expected an int {wanted} and below 2⁶³, got one of {value.bit_length()} bits")
-    return value  # type: ignore[return-value]
+# Token grids
+
+
+def check_grid(name: str, grid: Any) -> Grid:
+    """A token grid as a pair (H, W) of positive ints."""
+    pair = check_pair(name, grid, "a pair of ints (H, W)")
+    if pair[0] < 1 or pair[1] < 1:
+        raise ValueError(refusal(name, "H ≥ 1 and W ≥ 1", pair))
+    return pair
+
+
+def check_tokens(name: str, grid: Grid, tokens: int, what: str) -> None:
+    """Raise where a grid does not hold as many tokens as ``what`` has."""
+    if grid[0] * grid[1] != tokens:
+        count = f"{grid[0]} × {grid[1]} = {grid[0] * grid[1]}"
+        raise ValueError(refusal(name, f"H · W = {tokens} tokens as {what} has", count))
+
+
+def check_window(window: Any, grid: Grid) -> Grid:
+    """A window as a pair of odd ints, each at most 2 · side − 1."""
+    pair = check_pair("window", window, "an odd int or a pair of odd ints", or_one=True)
+    for side, length in zip(pair, grid, strict=True):
+        if side < 1 or side % 2 == 0:
+            raise ValueError(refusal("window", "odd sizes ≥ 1, so that a token is at the centre", repr(window)))
+        if side > 2 * length - 1:
+            most = f"at most 2 · side − 1 = {2 * length - 1} for a grid side of {length}"
+            raise ValueError(refusal("window", most, side, "a larger window would reach no further token"))
+    return pair
+
+
+def check_cells(cells: Any, grid: Grid) -> Grid:
+    """Cells as a pair of ints, at most one per token along each side."""
+    pair = check_pair("cells", cells, "an int or a pair of ints (h, w)", or_one=True)
+    for count, length in zip(pair, grid, strict=True):
+        if count < 1 or count > length:
+            wanted = f"1 to {length} cells along a grid side of {length} tokens"
+            raise ValueError(refusal("cells", wanted, repr(cells), "a cell needs at least one token"))
+    return pair
+
+
+# What belongs to q
 
 
 def check_scale(scale: float | None, dimension: int) -> float:
@@ -105,75 +239,18 @@ def check_scale(scale: float | None, dimension: int) -> float:
     return check_number("scale", scale, low=-MAX_FLOAT32, high=MAX_FLOAT32, wanted="that float32 can hold")
 
 
-def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) == 2
-        and all(isinstance(item, (int, torch.SymInt)) and not isinstance(item, bool) for item in value)
-    )
-
-
-def check_grid(name: str, grid: Any) -> Grid:
-    """A token grid as a pair (H, W) of positive ints."""
-    if not _is_pair(grid):
-        raise TypeError(f"{name}: expected a pair of ints (H, W), got {grid!r}")
-    if grid[0] < 1 or grid[1] < 1:
-        raise ValueError(f"{name}: expected H ≥ 1 and W ≥ 1, got {tuple(grid)}")
-    return grid[0], grid[1]
-
-
-def check_tokens(name: str, grid: Grid, tokens: int, what: str) -> None:
-    """Raise where a grid does not hold as many tokens as a tensor has."""
-    if grid[0] * grid[1] != tokens:
-        raise ValueError(
-            f"{name}: {grid[0]} × {grid[1]} = {grid[0] * grid[1]} tokens do not match {what}, which has {tokens}"
-        )
-
-
-def check_window(window: Any, grid: Grid) -> Grid:
-    """A window as a pair of odd ints, each at most 2 · side − 1."""
-    pair = (window, window) if isinstance(window, int) and not isinstance(window, bool) else window
-    if not _is_pair(pair):
-        raise TypeError(f"window: expected an odd int or a pair of odd ints, got {window!r}")
-    for side, length in zip(pair, grid, strict=True):
-        if side < 1 or side % 2 == 0:
-            raise ValueError(f"window: expected odd sizes ≥ 1, so that a token is at the centre, got {window!r}")
-        if side > 2 * length - 1:
-            raise ValueError(
-                f"window: expected at most 2 · side − 1 = {2 * length - 1} for a grid side of {length}, got {side}; "
-                "a larger window would reach no further token"
-            )
-    return pair[0], pair[1]
-
-
-def check_cells(cells: Any, grid: Grid) -> Grid:
-    """Cells as a pair of ints, at most one per token along each side."""
-    pair = (cells, cells) if isinstance(cells, int) and not isinstance(cells, bool) else cells
-    if not _is_pair(pair):
-        raise TypeError(f"cells: expected an int or a pair of ints (h, w), got {cells!r}")
-    for count, length in zip(pair, grid, strict=True):
-        if count < 1 or count > length:
-            raise ValueError(
-                f"cells: expected 1 to {length} cells along a grid side of {length} tokens, got {cells!r}; "
-                "a cell needs at least one token"
-            )
-    return pair[0], pair[1]
-
-
 def check_queries_and_keys(q: Any, k: Any, prefix: str = "") -> None:
     """q (B, heads, N, d) and k (B, heads, N_k, d) that belong together, with at least one key."""
     check_tensor(f"{prefix}q", q, 4, "(B, heads, N, d)")
-    check_tensor(f"{prefix}k", k, 4, "(B, heads, N_k, d)")
+    name = f"{prefix}k"
+    check_tensor(name, k, 4, "(B, heads, N_k, d)")
     if q.dtype != k.dtype:
-        raise TypeError(f"{prefix}k: expected the dtype of q, {q.dtype}, got {k.dtype}")
+        raise TypeError(refusal(name, f"the dtype of q, {q.dtype}", k.dtype))
     if q.shape[0] != k.shape[0] or q.shape[1] != k.shape[1] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"{prefix}k: expected batch, heads and head size of q {shape_of(q)}, got {shape_of(k)}; only the number of "
-            "tokens (dimension 2) may differ"
-        )
+        only = "only the number of tokens (dimension 2) may differ"
+        raise ValueError(refusal(name, f"batch, heads and head size of q {shape_of(q)}", shape_of(k), only))
     if k.shape[2] < 1 or q.shape[3] < 1:
-        raise ValueError(f"{prefix}k: expected at least one key and a head size ≥ 1, got {shape_of(k)}")
+        raise ValueError(refusal(name, "at least one key and a head size ≥ 1", shape_of(k)))
     check_same_device(q=q, k=k)
 
 
@@ -189,5 +266,6 @@ def check_lse(lse: Any, q: Tensor, prefix: str = "") -> None:
     check_tensor(f"{prefix}lse", lse, 3, "(B, heads, N)")
     check_shape(f"{prefix}lse", lse, q.shape[:3], "(B, heads, N) of q")
     if lse.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{prefix}lse: expected float32 or float64 as attention_entropy returns it, got {lse.dtype}")
+        wanted = "float32 or float64 as attention_entropy returns it"
+        raise TypeError(refusal(f"{prefix}lse", wanted, lse.dtype))
     check_same_device(q=q, lse=lse)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nerve_kernels._affinity_arguments import Parts, match_parts
 from nerve_kernels._operators import dispatch
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels._operators.library import define, differentiate, implement
 
 from .affinity_operator import AffinityOperator
@@ -130,10 +131,9 @@ def eager(
     parts = (values, u, v, dense)
     rho = largest_row_sum(parts, grid, window, cells, beta) if seeds.numel() else 1.0
     if alpha * rho >= 1:
-        raise ValueError(
-            f"affinity: its largest absolute row sum is {rho:.6g}, so that alpha · row sum = {alpha * rho:.6g} ≥ 1 and "
-            "the walk need not converge; normalise the rows of the affinity to sum to 1"
-        )
+        came = f"{alpha:.6g} · {rho:.6g} = {alpha * rho:.6g}, with which the walk need not converge"
+        do = "normalise the rows of the affinity to sum to 1"
+        raise ValueError(refusal("affinity", "alpha · largest absolute row sum < 1", came, do))
     operator = operator_class(parts, grid, window, cells, beta, torch.float64)
     product = _CountedOperator(operator.apply)
     wide = seeds.double()

@@ -98,7 +98,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
 def run(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float) -> Tensor:
     """Attention of each query to each cell of the key grid."""
     if max(side * count for side, count in zip(grid, cells, strict=True)) >= 2**31:
-        raise ValueError(f"cells: {tuple(cells)} cells of a {tuple(grid)} grid: side · cells exceeds 32 bits")
+        raise ValueError(f"cells: expected side · cells below 2³¹, got {tuple(cells)} cells of a {tuple(grid)} grid")
     u = torch.empty((q.shape[0], q.shape[2], cells[0] * cells[1]), dtype=torch.float32, device=q.device)
     plan(q, k, w.contiguous(), lse.contiguous(), grid, cells, scale, u).run()
     return u
