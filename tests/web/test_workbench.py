@@ -1,5 +1,8 @@
+import copy
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 from PIL import Image
 
 from nerve_kernels.segmentation import NerveConfig
+from nerve_kernels.segmentation.result import Segmentation
 from nerve_kernels.web import opened_picture as stages
 from nerve_kernels.web import workbench as module
 from nerve_kernels.web.affinity_rows import affinity_row, draw_row
@@ -138,6 +142,42 @@ def test_only_the_latest_pictures_are_held(workbench):
     for wrong in (None, "", {"path": "/etc/passwd"}):
         with pytest.raises(RefusedError, match="Drop a picture"):
             workbench.opened(wrong)
+
+
+def test_of_two_hundred_pictures_only_the_latest_stay_in_memory(pipeline, monkeypatch):
+    """Without the garbage collector: a picture's tensors must go with the picture, not when it comes round."""
+    config = pipeline.config.replace(steps=1)
+    encoded = pipeline.encode(Image.new("RGB", (32, 32)), config=config.replace(walk=True))
+    alive: list[weakref.ref] = []
+
+    class Encoded:
+        """The pipeline, with the models' part done once for all pictures."""
+
+        def __getattr__(self, name):
+            return getattr(pipeline, name)
+
+        def encode(self, picture, config):
+            features = copy.copy(encoded)
+            alive.append(weakref.ref(features))
+            return features
+
+    monkeypatch.setattr(Segmentation, "overlay", lambda self: Image.new("RGB", (2, 2)))
+    bench = Workbench(Encoded)
+    bench.start_loading()
+    assert bench.models_state(timeout=60).state == "ready"
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(200):
+            key = bench.add(Image.new("RGB", (32, 32), (i, 0, 0)))
+            outcome = bench.segment(key, "cat, dog", config)
+            bench.rows(key, (0, 0), config)
+            bench.head_weights(key, config)
+            alive += [weakref.ref(bench.opened(key)), weakref.ref(outcome.after.segmentation.label_map)]
+            assert sum(reference() is not None for reference in alive) <= 3 * module.PICTURES_HELD + 1
+    finally:
+        gc.enable()
+    assert sum(reference() is not None for reference in alive) == 3 * module.PICTURES_HELD
 
 
 def test_jobs_run_one_at_a_time(workbench, config, monkeypatch):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +22,8 @@ from nerve_kernels.segmentation.seeds import resize_seeds
 from nerve_kernels.segmentation.upsampling import best_labels
 
 from .affinity_rows import affinity_row
+
+T = TypeVar("T")
 
 FEATURES = "Stable Diffusion and CLIP look at the picture"
 SEEDS = "CLIP compares patches with words"
@@ -74,6 +77,31 @@ class TokenRows:
     mixed: torch.Tensor
 
 
+class Kept(Generic[T]):
+    """The latest few results of a stage.
+
+    Not ``lru_cache`` on a bound method: that holds the object which holds it, and such a cycle of tensors lives until
+    the garbage collector looks for it, which it does by the number of objects and not by their size.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._results: OrderedDict[tuple[Hashable, ...], T] = OrderedDict()
+
+    def get(self, arguments: tuple[Hashable, ...], make: Callable[..., T]) -> T:
+        """What `make` returned for these arguments, or returns now."""
+        if arguments not in self._results:
+            made = make(*arguments)
+            while len(self._results) >= self._most:
+                self._results.popitem(last=False)
+            self._results[arguments] = made
+        self._results.move_to_end(arguments)
+        return self._results[arguments]
+
+
 class OpenedPicture:
     """A picture with what is known about it. Not for several threads at a time.
 
@@ -87,11 +115,11 @@ class OpenedPicture:
         self.picture = picture
         self._pipeline = pipeline
         self._seconds: dict[str, float] = {}
-        # By what each depends on; the latest few are kept, so that a slider may go back and forth.
-        self._features = lru_cache(maxsize=1)(self._encode)
-        self._seeds = lru_cache(maxsize=2)(self._compare_with_words)
-        self._part = lru_cache(maxsize=8)(self._build_part)
-        self._walked = lru_cache(maxsize=2)(self._walk)
+        # The latest few are kept, so that a slider may go back and forth.
+        self._kept_features: Kept[ImageFeatures] = Kept(1)
+        self._kept_seeds: Kept[Drawn] = Kept(2)
+        self._kept_parts: Kept[object] = Kept(8)
+        self._kept_walks: Kept[Drawn] = Kept(2)
 
     @torch.no_grad()
     def segment(self, labels: str, config: NerveConfig) -> Outcome:
@@ -163,7 +191,19 @@ class OpenedPicture:
             return self._global(config)
         return nk.mix(self._global(config), self._local(config), beta=config.beta)
 
-    # ---- the stages; each is called through its cache ------------------------------------------------------------
+    # ---- the stages, and what is kept of each by what it depends on ----------------------------------------------
+
+    def _features(self) -> ImageFeatures:
+        return self._kept_features.get((), self._encode)
+
+    def _seeds(self, labels: str) -> Drawn:
+        return self._kept_seeds.get((labels,), self._compare_with_words)
+
+    def _part(self, config: NerveConfig) -> object:
+        return self._kept_parts.get((config,), self._build_part)
+
+    def _walked(self, labels: str, config: NerveConfig) -> Drawn:
+        return self._kept_walks.get((labels, config), self._walk)
 
     def _encode(self) -> ImageFeatures:
         with self._timed(FEATURES):
