@@ -29,10 +29,10 @@ from transformers import BatchEncoding
 import nerve_kernels as nk
 from nerve_kernels.evaluation.class_lists import ClassList
 from nerve_kernels.segmentation import NervePipeline, pipeline
-from nerve_kernels.segmentation.affinity_building import AffinityBuilder
-from nerve_kernels.segmentation.clip import DenseClip
-from nerve_kernels.segmentation.diffusion import DiffusionFeatures
+from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder
+from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 from nerve_kernels.segmentation.presets import PRESETS
+from nerve_kernels.segmentation.text_image.clip import DenseClip
 
 RESULT = Path(__file__).parent / "results" / "sd15_profile_cpu.csv"
 CLASSES = ("background", *(names[0] for names in ClassList.read("pascal_voc").names))
@@ -108,7 +108,7 @@ def stage_times(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     watched = (
         (DiffusionFeatures, "encode", "VAE"),
         (DiffusionFeatures, "capture", "UNet"),
-        (DenseClip, "embed_picture", "CLIP, picture"),
+        (DenseClip, "embed_image", "CLIP, picture"),
         (DenseClip, "embed_names", "CLIP, text"),
         (AffinityBuilder, "weights", "entropy"),
         (nk, "local_affinity", "affinities"),

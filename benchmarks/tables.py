@@ -11,13 +11,13 @@ from typing import Any
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """As CSV, whole or not at all; the last row has every column."""
-    from nerve_kernels.segmentation.files import write_whole
+    from nerve_kernels.segmentation.output.files import write_atomic
 
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    write_atomic(path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -14,13 +14,13 @@ from PIL import Image
 
 import nerve_kernels as nk
 from nerve_kernels.segmentation import ImageFeatures, NervePipeline
-from nerve_kernels.segmentation.files import write_whole
+from nerve_kernels.segmentation.output.files import write_atomic
 from nerve_kernels.segmentation.presets import EMBEDDED_FOLDER
 from nerve_kernels.segmentation.seeds import resize_seeds
 from nerve_kernels.web.affinity_rows import affinity_row, draw_row
 
 IMAGES = Path(__file__).parent / "images"
-PICTURE = EMBEDDED_FOLDER / "demo" / "scene_noto_1.png"
+IMAGE = EMBEDDED_FOLDER / "demo" / "scene_noto_1.png"
 LABELS = ["background", "cat", "mushroom", "house", "balloon"]
 TOKEN = (25, 18)  # row and column: on the balloon
 
@@ -32,13 +32,13 @@ def save(figure: plt.Figure, name: str) -> None:
     plt.close(figure)
     small = io.BytesIO()
     Image.open(stream).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
-    write_whole(IMAGES / name, small.getvalue())
+    write_atomic(IMAGES / name, small.getvalue())
 
 
 def draw_heads(pipeline: NervePipeline) -> None:
     """Every head of the embedded UNet: its mean entropy, and the weight that τ makes of it."""
     config = pipeline.config.replace(layers=("*",), criterion="entropy")
-    builder = pipeline.encode(PICTURE, config=config.replace(window=3)).builder
+    builder = pipeline.encode(IMAGE, config=config.replace(window=3)).builder
     assert builder is not None
     entropies, _ = builder.entropies()
     shares = [
@@ -69,7 +69,7 @@ def draw_rows(features: ImageFeatures, local: nk.LocalAffinity, coarse: nk.LowRa
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
     titles = ("local, window 11", "global, 16 × 16 cells", "mixed, β = 0.5")
     for axis, row, title in zip(axes, rows, titles, strict=True):
-        axis.imshow(draw_row(row, TOKEN, features.picture))
+        axis.imshow(draw_row(row, TOKEN, features.image))
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     save(figure, "method_rows.png")
@@ -122,7 +122,7 @@ def main() -> None:
     draw_colours()
     pipeline = NervePipeline.from_preset("embedded", device="cpu")
     config = pipeline.config.replace(beta=0.5)
-    features = pipeline.encode(PICTURE, config=config)
+    features = pipeline.encode(IMAGE, config=config)
     local, coarse = (features.affinity(config.replace(beta=beta)) for beta in (0.0, 1.0))
     alone = pipeline.segment(features, LABELS, config=config.replace(walk=False)).token_probabilities
     seeds = resize_seeds(alone.flatten(1).T, (alone.shape[1], alone.shape[2]), local.grid)

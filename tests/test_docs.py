@@ -1,4 +1,4 @@
-"""The documentation: each page's Python examples run, top to bottom, and its links and pictures are there."""
+"""The documentation: each page's Python examples run, top to bottom, and its links and images are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PICTURE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
+IMAGE = ROOT / "src/nerve_kernels/segmentation/embedded/demo/scene_noto_1.png"
 PAGES = sorted(DOCS.rglob("*.md"))
 ROOMS = ("benchmarks", "training", "verification")
 TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), *(page for room in ROOMS for page in sorted(ROOT.glob(f"{room}/*.md")))]
@@ -22,7 +22,7 @@ WITH_EXAMPLES = [page for page in PAGES if BLOCK.search(page.read_text(encoding=
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(PICTURE, tmp_path / "picture.png")
+    shutil.copy(IMAGE, tmp_path / "image.png")
     torch.manual_seed(0)
     scope: dict[str, object] = {}
     text = page.read_text(encoding="utf-8")

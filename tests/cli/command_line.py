@@ -12,7 +12,7 @@ from nerve_kernels import cli
 
 def run(*arguments: object) -> Result:
     """Through typer's runner, in this process."""
-    from nerve_kernels.segmentation.command import app
+    from nerve_kernels.cli.segment_command import app
 
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints and two pictures, for the whole command; nothing is fetched."""
+"""Tiny random checkpoints and two images, for the whole command; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.radial_gradient("L").resize((90, 60)).save(folder / "wide.png")
     Image.linear_gradient("L").resize((40, 70)).convert("CMYK").save(folder / "tall.jpg")

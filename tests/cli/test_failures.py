@@ -18,8 +18,8 @@ from PIL import Image
 from tests.cli.command_line import run_main, written
 
 import nerve_kernels as nk
-from nerve_kernels.segmentation import files
-from nerve_kernels.segmentation.memory import is_out_of_memory
+from nerve_kernels.cli.memory import is_out_of_memory
+from nerve_kernels.segmentation.output import files
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMAND = [sys.executable, "-m", "nerve_kernels.cli"]
@@ -44,8 +44,8 @@ def assert_whole(folder: Path) -> None:
         if path.suffix == ".json":
             json.loads(path.read_text())
         else:
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
 
 
 def test_what_counts_as_out_of_memory():
@@ -64,7 +64,7 @@ def test_what_counts_as_out_of_memory():
 
 LIMIT = """
 import resource
-from nerve_kernels.segmentation import command
+from nerve_kernels.cli import segment_command as command
 load = command.load
 def load_then_limit(*arguments):
     pipeline = load(*arguments)
@@ -80,9 +80,9 @@ command.load = load_then_limit
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_out_of_memory_in_a_model_names_the_size_that_fits(models, pictures, tmp_path):
+def test_out_of_memory_in_a_model_names_the_size_that_fits(models, images, tmp_path):
     limit = LIMIT.format(megabytes=48)
-    arguments = (pictures / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    arguments = (images / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
     done = run_script(limit, *arguments, "--size", 512)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -97,7 +97,7 @@ def test_out_of_memory_in_a_model_names_the_size_that_fits(models, pictures, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_out_of_memory_for_a_large_picture_names_the_size_that_fits(models, tmp_path):
+def test_out_of_memory_for_a_large_image_names_the_size_that_fits(models, tmp_path):
     limit = LIMIT.format(megabytes=128)
     large = tmp_path / "large.png"
     Image.new("L", (4000, 2500)).save(large)
@@ -105,7 +105,7 @@ def test_out_of_memory_for_a_large_picture_names_the_size_that_fits(models, tmp_
     done = run_script(limit, large, *options)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
-    pattern = r"large\.png: out of memory for a picture of 4000x2500 pixels; (\d+)x(\d+) fits here, so make it smaller$"
+    pattern = r"large\.png: out of memory for an image of 4000x2500 pixels; (\d+)x(\d+) fits here, so make it smaller$"
     found = re.search(pattern, done.stderr.strip())
     assert found, done.stderr
     smaller = tmp_path / "smaller.png"
@@ -121,9 +121,9 @@ def fail_with(number: int):
     return write
 
 
-def test_a_full_disk_is_one_line_and_the_rest_is_not_computed(models, pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("nerve_kernels.segmentation.result.write_whole", fail_with(errno.ENOSPC))
-    code, out, err = run_main(capsys, pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+def test_a_full_disk_is_one_line_and_the_rest_is_not_computed(models, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nerve_kernels.segmentation.result.write_atomic", fail_with(errno.ENOSPC))
+    code, out, err = run_main(capsys, images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
     assert (code, out) == (1, "")
     assert err.splitlines() == [
         f"{tmp_path / 'out' / 'tall_overlay.png'}: cannot be written: No space left on device",
@@ -134,9 +134,9 @@ def test_a_full_disk_is_one_line_and_the_rest_is_not_computed(models, pictures, 
 FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(models, pictures, tmp_path):
+def test_a_write_that_fails_half_way_leaves_nothing(models, images, tmp_path):
     """A real failure in the middle of a file: the system refuses what goes past 4096 bytes."""
-    done = run_script(FILE_LIMIT.format(4096), pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    done = run_script(FILE_LIMIT.format(4096), images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines() == [
         f"{tmp_path / 'out' / f'{name}_overlay.png'}: cannot be written: File too large" for name in ("tall", "wide")
@@ -144,12 +144,10 @@ def test_a_write_that_fails_half_way_leaves_nothing(models, pictures, tmp_path):
     assert written(tmp_path / "out") == []
 
 
-def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_models_are_loaded(pictures, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_models_are_loaded(images, tmp_path, capsys):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "below", Path("/proc/nerve")):
-        code, out, err = run_main(
-            capsys, pictures, "-l", "cat, dog", "-o", folder, "--diffusion", "/no", "--clip", "/no"
-        )
+        code, out, err = run_main(capsys, images, "-l", "cat, dog", "-o", folder, "--diffusion", "/no", "--clip", "/no")
         assert (code, out) == (2, "")
         assert err.startswith(f"nerve-segment: --out: cannot write to {folder}: ") or "Invalid value" in err
         assert "choose another folder with --out" in err
@@ -157,28 +155,28 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_models
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(pictures, tmp_path, capsys):
+def test_a_read_only_folder(images, tmp_path, capsys):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
-    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", folder)
+    code, _, err = run_main(capsys, images, "-l", "cat, dog", "-o", folder)
     assert code == 2
     assert f"--out: cannot write to {folder}: Permission denied" in err
 
 
-def test_a_read_only_disk(models, pictures, tmp_path, capsys, monkeypatch):
+def test_a_read_only_disk(models, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: fail_with(errno.EROFS)(dir, b""))
-    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    code, _, err = run_main(capsys, images, "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert code == 2
     assert f"--out: cannot write to {tmp_path / 'out'}: Read-only file system; choose another folder" in err
 
 
-def test_results_never_replace_what_was_given(models, pictures, capsys):
-    Image.new("RGB", (8, 8)).save(pictures / "wide_labels.png")
-    before = (pictures / "wide_labels.png").read_bytes()
-    code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", pictures, *models)
+def test_results_never_replace_what_was_given(models, images, capsys):
+    Image.new("RGB", (8, 8)).save(images / "wide_labels.png")
+    before = (images / "wide_labels.png").read_bytes()
+    code, _, err = run_main(capsys, images, "-l", "cat, dog", "-o", images, *models)
     assert code == 2
-    assert f"--out: {pictures / 'wide_labels.png'} was given and would be replaced; choose another folder" in err
-    assert (pictures / "wide_labels.png").read_bytes() == before
+    assert f"--out: {images / 'wide_labels.png'} was given and would be replaced; choose another folder" in err
+    assert (images / "wide_labels.png").read_bytes() == before
 
 
 def test_names_that_differ_by_a_second_suffix_do_not_replace_each_other(models, tmp_path, capsys):
@@ -213,8 +211,8 @@ def test_names_that_are_not_text(models, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("buffered", [True, False])
-def test_standard_output_that_is_full_or_closed(models, pictures, tmp_path, buffered):
-    arguments = [*COMMAND, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *models]
+def test_standard_output_that_is_full_or_closed(models, images, tmp_path, buffered):
+    arguments = [*COMMAND, images, "-l", "cat, dog", "-o", tmp_path / "out", *models]
     environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
@@ -258,7 +256,7 @@ def start(arguments: list[object]) -> subprocess.Popen[str]:
     )
 
 
-def test_an_interrupt_between_pictures_leaves_whole_files(models, tmp_path):
+def test_an_interrupt_between_images_leaves_whole_files(models, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(400):
@@ -284,9 +282,9 @@ pathlib.Path.replace = replace
 """
 
 
-def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(models, pictures, tmp_path):
+def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(models, images, tmp_path):
     code = f"import sys\nfrom nerve_kernels import cli\n{SLOW_WRITE}\ncli.main(sys.argv[1:])"
-    arguments = [pictures, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
+    arguments = [images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
     process = start([sys.executable, "-c", code, *arguments])
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
@@ -298,12 +296,12 @@ def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(models, pict
     assert written(tmp_path / "out") == []
 
 
-def test_a_fault_of_the_program_is_one_line_too(models, pictures, tmp_path, capsys, monkeypatch):
+def test_a_fault_of_the_program_is_one_line_too(models, images, tmp_path, capsys, monkeypatch):
     def broken(self, *arguments: object) -> None:
         raise KeyError("no such thing")
 
     monkeypatch.setattr("nerve_kernels.segmentation.pipeline.NervePipeline.__call__", broken)
-    code, _, err = run_main(capsys, pictures, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
+    code, _, err = run_main(capsys, images, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert code == 3
     assert err.startswith("nerve-segment: a fault of this program, please report it: KeyError: 'no such thing' at ")
     assert re.search(r"segmentation/command\.py:\d+$", err.strip())
@@ -311,14 +309,14 @@ def test_a_fault_of_the_program_is_one_line_too(models, pictures, tmp_path, caps
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = files.write_whole(tmp_path / "deep" / "x.txt", b"first")
+    target = files.write_atomic(tmp_path / "deep" / "x.txt", b"first")
 
     def full(self, *arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        files.write_whole(target, b"second")
+        files.write_atomic(target, b"second")
     assert caught.value.filename == str(target)
     assert target.read_bytes() == b"first"
     assert written(target.parent) == ["x.txt"]

@@ -20,8 +20,8 @@ import nerve_kernels as nk
 from nerve_kernels.segmentation import NerveConfig
 
 
-def test_explain_says_what_ran_on_which_backend_and_how_long(models, pictures, tmp_path, capsys):
-    arguments = (pictures / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, "--explain")
+def test_explain_says_what_ran_on_which_backend_and_how_long(models, images, tmp_path, capsys):
+    arguments = (images / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, "--explain")
     for backend in ("eager", "cpp"):
         if backend not in nk.available_backends():
             continue
@@ -33,8 +33,8 @@ def test_explain_says_what_ran_on_which_backend_and_how_long(models, pictures, t
         assert ran == dict.fromkeys(names, backend)
         seconds = re.findall(r"^  ([a-zA-Z, ]+?) +(\d+\.\d{3}) s", err, flags=re.MULTILINE)
         assert [name for name, _ in seconds] == [
-            "read the picture",
-            "CLIP, picture",
+            "read the image",
+            "CLIP, image",
             "Stable Diffusion",
             "affinity",
             "CLIP, words",
@@ -47,22 +47,22 @@ def test_explain_says_what_ran_on_which_backend_and_how_long(models, pictures, t
         assert total == pytest.approx(sum(float(value) for _, value in seconds), abs=0.005 + 1e-9)
 
 
-def test_without_explain_no_times(models, pictures, tmp_path, capsys):
-    _, _, err = run_main(capsys, pictures / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models)
+def test_without_explain_no_times(models, images, tmp_path, capsys):
+    _, _, err = run_main(capsys, images / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert "random_walk" not in err
 
 
-def test_json_is_a_line_for_each_picture(models, pictures, tmp_path, capsys):
-    (pictures / "broken.png").write_text("no picture")
+def test_json_is_a_line_for_each_image(models, images, tmp_path, capsys):
+    (images / "broken.png").write_text("no image")
     code, out, err = run_main(
-        capsys, pictures, tmp_path / "absent", "-l", "cat, dog", "-o", tmp_path / "out", *models, "--json", "--quiet"
+        capsys, images, tmp_path / "absent", "-l", "cat, dog", "-o", tmp_path / "out", *models, "--json", "--quiet"
     )
     assert code == 1
     absent, broken, tall, wide = (json.loads(line) for line in out.splitlines())
-    assert absent == {"picture": None, "error": f"{tmp_path / 'absent'}: no such file or folder"}
-    assert broken == {"picture": str(pictures / "broken.png"), "error": f"{pictures / 'broken.png'}: not a picture"}
+    assert absent == {"image": None, "error": f"{tmp_path / 'absent'}: no such file or folder"}
+    assert broken == {"image": str(images / "broken.png"), "error": f"{images / 'broken.png'}: not an image"}
     assert err.splitlines() == [absent["error"], broken["error"]]  # the same lines, and no progress bar
-    assert (tall["picture"], wide["picture"]) == (str(pictures / "tall.jpg"), str(pictures / "wide.png"))
+    assert (tall["image"], wide["image"]) == (str(images / "tall.jpg"), str(images / "wide.png"))
     assert wide["summary"] == json.loads((tmp_path / "out" / "wide.json").read_text())
     assert sorted(Path(path).name for path in wide["files"].values()) == [
         "wide.json",
@@ -72,30 +72,28 @@ def test_json_is_a_line_for_each_picture(models, pictures, tmp_path, capsys):
     assert "stages" not in wide
 
 
-def test_json_holds_the_stages_where_they_are_asked_for(models, pictures, tmp_path, capsys):
+def test_json_holds_the_stages_where_they_are_asked_for(models, images, tmp_path, capsys):
     options = ("--json", "--quiet", "--explain", "--backend", "eager")
-    code, out, err = run_main(
-        capsys, pictures / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, *options
-    )
+    code, out, err = run_main(capsys, images / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, *options)
     assert (code, err) == (0, "")
     entry = json.loads(out)
     assert entry["models"] == "torch on cpu, float32"
-    walk = next(stage for stage in entry["stages"] if stage["stage"] == "random walk")
+    walk = next(phase for phase in entry["stages"] if phase["stage"] == "random walk")
     assert walk["operators"] == {"random_walk": "eager"}
     assert walk["seconds"] > 0
 
 
-def test_quiet_says_nothing_but_errors(models, pictures, tmp_path, capsys):
+def test_quiet_says_nothing_but_errors(models, images, tmp_path, capsys):
     arguments = ("-l", "cat, dog", "-o", tmp_path / "out", *models, "--quiet")
-    assert run_main(capsys, pictures / "wide.png", *arguments) == (0, "", "")
+    assert run_main(capsys, images / "wide.png", *arguments) == (0, "", "")
     assert "wide.json" in written(tmp_path / "out")
-    code, out, err = run_main(capsys, pictures / "wide.png", tmp_path / "absent", *arguments)
+    code, out, err = run_main(capsys, images / "wide.png", tmp_path / "absent", *arguments)
     assert (code, out) == (1, "")
     assert err == f"{tmp_path / 'absent'}: no such file or folder\n"
 
 
-def test_saved_settings_come_back(pictures, tmp_path, monkeypatch):
-    from nerve_kernels.segmentation import command
+def test_saved_settings_come_back(images, tmp_path, monkeypatch):
+    from nerve_kernels.cli import segment_command as command
 
     reached: list[NerveConfig] = []
 
@@ -106,16 +104,16 @@ def test_saved_settings_come_back(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "load", stop)
     file = tmp_path / "kept" / "mine.json"
     options = ("--preset", "sd15-clip-l14", "--alpha", 0.25, "--tolerance", 0.125, "--layers", "64, up_blocks.*")
-    saved = run(*options, "--background", "sky, wall", "--save-config", file)  # needs no picture
+    saved = run(*options, "--background", "sky, wall", "--save-config", file)  # needs no image
     assert (saved.exit_code, saved.output) == (0, "")
-    assert run(pictures / "wide.png", "-l", "cat, dog", "--config", file).exit_code == 0
+    assert run(images / "wide.png", "-l", "cat, dog", "--config", file).exit_code == 0
     expected = NerveConfig.load(file)
     assert reached == [expected]
     assert (expected.alpha, expected.steps, expected.tolerance) == (0.25, None, 0.125)
     assert expected.background_words == ("sky", "wall")
-    # with a picture too, and what --config brings is written again unchanged
+    # with an image too, and what --config brings is written again unchanged
     again = tmp_path / "again.json"
-    arguments = (pictures / "wide.png", "-l", "cat, dog", "--config", file, "--save-config", again)
+    arguments = (images / "wide.png", "-l", "cat, dog", "--config", file, "--save-config", again)
     assert run(*arguments).exit_code == 0
     assert again.read_bytes() == file.read_bytes()
     assert dataclasses.asdict(reached[-1]) == dataclasses.asdict(expected)
@@ -147,7 +145,7 @@ def examples() -> list[str]:
 
 
 def test_every_example_of_the_help_is_accepted(tmp_path, monkeypatch):
-    from nerve_kernels.segmentation import command
+    from nerve_kernels.cli import segment_command as command
 
     def stop(*arguments: object) -> None:
         raise typer.Exit(0)

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.cli.command_line import run, run_main, written
 
 
-def test_a_folder(models, pictures, tmp_path):
-    result = run(pictures, "--labels", "cat, dog|puppy, grass", "--out", tmp_path / "out", *models)
+def test_a_folder(models, images, tmp_path):
+    result = run(images, "--labels", "cat, dog|puppy, grass", "--out", tmp_path / "out", *models)
     assert result.exit_code == 0, result.output
     assert written(tmp_path / "out") == [
         "tall.json",
@@ -36,8 +36,8 @@ def test_a_folder(models, pictures, tmp_path):
     assert "segmenting" in result.stderr  # the progress bar
 
 
-def test_a_subprocess(models, pictures, tmp_path):
-    command = [sys.executable, "-m", "nerve_kernels.cli", str(pictures / "*.png"), "-l", "cat, dog", "-o", "out"]
+def test_a_subprocess(models, images, tmp_path):
+    command = [sys.executable, "-m", "nerve_kernels.cli", str(images / "*.png"), "-l", "cat, dog", "-o", "out"]
     done = subprocess.run([*command, *models], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "out") == ["wide.json", "wide_labels.png", "wide_overlay.png"]
@@ -46,32 +46,32 @@ def test_a_subprocess(models, pictures, tmp_path):
     assert "warning" not in done.stderr.lower()
 
 
-def test_a_file_that_is_no_picture_is_one_line_and_the_rest_is_written(models, pictures, tmp_path, capsys):
-    (pictures / "broken.png").write_text("no picture")
+def test_a_file_that_is_no_image_is_one_line_and_the_rest_is_written(models, images, tmp_path, capsys):
+    (images / "broken.png").write_text("no image")
     code, out, err = run_main(
-        capsys, pictures, tmp_path / "absent.png", "-l", "cat, dog", "-o", tmp_path / "out", *models
+        capsys, images, tmp_path / "absent.png", "-l", "cat, dog", "-o", tmp_path / "out", *models
     )
     assert code == 1
     assert len(out.splitlines()) == 2
     lines = [line for line in err.splitlines() if "broken" in line or "absent" in line]
     assert lines == [
         f"{tmp_path / 'absent.png'}: no such file or folder",
-        f"{pictures / 'broken.png'}: not a picture",
+        f"{images / 'broken.png'}: not an image",
     ]
     assert len(written(tmp_path / "out")) == 6
 
 
-def test_only_files_that_are_no_pictures(models, tmp_path, capsys):
+def test_only_files_that_are_no_images(models, tmp_path, capsys):
     text = tmp_path / "notes.txt"
-    text.write_text("no picture")
+    text.write_text("no image")
     code, out, err = run_main(capsys, text, "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert (code, out) == (1, "")
-    assert f"{text}: not a picture" in err
+    assert f"{text}: not an image" in err
     assert "Traceback" not in err
 
 
-def test_options_override_the_config(models, pictures, tmp_path, monkeypatch):
-    from nerve_kernels.segmentation import command
+def test_options_override_the_config(models, images, tmp_path, monkeypatch):
+    from nerve_kernels.cli import segment_command as command
 
     def settings(*options: object) -> dict[str, object]:
         """The config that reaches the pipeline, which is not made."""
@@ -82,7 +82,7 @@ def test_options_override_the_config(models, pictures, tmp_path, monkeypatch):
             raise typer.Exit(0)
 
         monkeypatch.setattr(command, "load", stop)
-        assert run(pictures / "wide.png", "-l", "cat, dog", *models, *options).exit_code == 0
+        assert run(images / "wide.png", "-l", "cat, dog", *models, *options).exit_code == 0
         return reached[0]
 
     plain = settings()
@@ -113,9 +113,9 @@ def test_options_override_the_config(models, pictures, tmp_path, monkeypatch):
         assert settings(*options) == {**plain, **changed}
 
 
-def test_options_change_the_result(models, pictures, tmp_path):
+def test_options_change_the_result(models, images, tmp_path):
     def summary(*options: object) -> dict[str, Any]:
-        result = run(pictures / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, *options)
+        result = run(images / "wide.png", "-l", "cat, dog", "-o", tmp_path / "out", *models, *options)
         assert result.exit_code == 0, result.output
         return json.loads((tmp_path / "out" / "wide.json").read_text())
 
@@ -127,10 +127,10 @@ def test_options_change_the_result(models, pictures, tmp_path):
         assert row == pytest.approx(expected, abs=1e-5)
 
 
-def test_labels_beside_the_pictures(models, pictures, tmp_path):
-    (pictures / "labels.txt").write_text("cat\ndog\n")
-    (pictures / "tall.txt").write_text("sky, grass")
-    result = run(pictures, "-o", tmp_path / "out", *models)
+def test_labels_beside_the_images(models, images, tmp_path):
+    (images / "labels.txt").write_text("cat\ndog\n")
+    (images / "tall.txt").write_text("sky, grass")
+    result = run(images, "-o", tmp_path / "out", *models)
     assert result.exit_code == 0, result.output
     seen = {
         name: [row["label"] for row in json.loads((tmp_path / "out" / f"{name}.json").read_text())["labels"]]
@@ -139,13 +139,13 @@ def test_labels_beside_the_pictures(models, pictures, tmp_path):
     assert seen == {"wide": ["cat", "dog"], "tall": ["sky", "grass"]}
 
 
-def test_labels_beside_a_picture_that_cannot_be_used_are_refused_with_its_name(models, pictures, tmp_path, capsys):
-    (pictures / "labels.txt").write_text("cat, dog")
-    (pictures / "tall.txt").write_text("cat,,dog")
-    code, _, err = run_main(capsys, pictures, "-o", tmp_path / "out", *models)
+def test_labels_beside_an_image_that_cannot_be_used_are_refused_with_its_name(models, images, tmp_path, capsys):
+    (images / "labels.txt").write_text("cat, dog")
+    (images / "tall.txt").write_text("cat,,dog")
+    code, _, err = run_main(capsys, images, "-o", tmp_path / "out", *models)
     assert code == 2
     assert "labels: label 2 is empty; write names between the commas, as in 'cat, dog|puppy' (found beside " in err
-    assert err.endswith(f"{pictures / 'tall.jpg'})\n")
+    assert err.endswith(f"{images / 'tall.jpg'})\n")
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_labels_beside_a_picture_that_cannot_be_used_are_refused_with_its_name(m
         (["--labels", "cat, dog", "--dtype", "int8"], "dtype: got 'int8'"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_2(models, pictures, tmp_path, capsys, options, message):
+def test_bad_options_are_one_line_and_exit_2(models, images, tmp_path, capsys, options, message):
     arguments = list(options)
     if "--preset" not in options and "--config" not in options:
         arguments = [*models, *options]  # typer takes the last of a repeated option
-    code, out, err = run_main(capsys, pictures / "wide.png", "-o", tmp_path / "out", *arguments)
+    code, out, err = run_main(capsys, images / "wide.png", "-o", tmp_path / "out", *arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert err.startswith("nerve-segment: ")
@@ -182,17 +182,17 @@ def test_bad_options_are_one_line_and_exit_2(models, pictures, tmp_path, capsys,
     assert written(tmp_path / "out") == []
 
 
-def test_no_pictures_at_all(capsys, tmp_path):
+def test_no_images_at_all(capsys, tmp_path):
     code, _, err = run_main(capsys, "--labels", "cat, dog")
     assert code == 2
     assert len(err.splitlines()) == 1
-    assert "PICTURE" in err
+    assert "IMAGE" in err
     code, _, err = run_main(capsys, tmp_path / "*.png", "--labels", "cat, dog")
     assert code == 1
-    assert err.splitlines() == [f"{tmp_path}/*.png: no picture fits this pattern"]
+    assert err.splitlines() == [f"{tmp_path}/*.png: no image fits this pattern"]
 
 
-def test_a_config_that_is_wrong(models, pictures, tmp_path, capsys):
+def test_a_config_that_is_wrong(models, images, tmp_path, capsys):
     config = tmp_path / "config.json"
     for text, message in (
         ('{"aplha": 1}', "unknown field 'aplha'; did you mean 'alpha'"),
@@ -200,29 +200,29 @@ def test_a_config_that_is_wrong(models, pictures, tmp_path, capsys):
         ('{"beta": 7}', "beta: got 7"),
     ):
         config.write_text(text)
-        code, _, err = run_main(capsys, pictures, "-l", "cat, dog", *models, "--config", config)
+        code, _, err = run_main(capsys, images, "-l", "cat, dog", *models, "--config", config)
         assert code == 2
         assert len(err.splitlines()) == 1
         assert message in err
 
 
-def test_models_out_of_reach_are_one_line(pictures, tmp_path, capsys):
+def test_models_out_of_reach_are_one_line(images, tmp_path, capsys):
     for options, message in (
         (["--preset", "sd15-clip-b16"], "from the Hugging Face hub"),
         (["--diffusion", tmp_path / "no", "--clip", tmp_path / "no"], "does not exist"),
     ):
-        code, _, err = run_main(capsys, pictures, "-l", "cat, dog", "-o", tmp_path / "out", *options)
+        code, _, err = run_main(capsys, images, "-l", "cat, dog", "-o", tmp_path / "out", *options)
         assert code == 1
         assert message in err.splitlines()[-1]
         assert "Traceback" not in err
 
 
-def test_names_are_shown_as_they_are(models, pictures, tmp_path, capsys):
-    odd = pictures / "[red]:smile: [x].png"
-    odd.write_text("no picture")
+def test_names_are_shown_as_they_are(models, images, tmp_path, capsys):
+    odd = images / "[red]:smile: [x].png"
+    odd.write_text("no image")
     code, _, err = run_main(capsys, odd, "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert code == 1
-    assert f"{odd}: not a picture" in err
+    assert f"{odd}: not an image" in err
 
 
 def test_help(capsys):

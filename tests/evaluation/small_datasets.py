@@ -1,4 +1,4 @@
-"""Data sets of a few small pictures, and how they are scored."""
+"""Data sets of a few small images, and how they are scored."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nerve_kernels.evaluation import EmbeddedScenes, LabelledPicture, LabelledPictures
+from nerve_kernels.evaluation import EmbeddedScenes, LabelledImage, LabelledImages
 from nerve_kernels.evaluation.scorer import Scorer
 
 
-class Few(LabelledPictures[LabelledPicture]):
+class Few(LabelledImages[LabelledImage]):
     """The first scenes of the validation split."""
 
     def __init__(self, count: int) -> None:
@@ -19,16 +19,16 @@ class Few(LabelledPictures[LabelledPicture]):
         self.name, self.names = "few scenes", self._scenes.names
         self.identifiers = self._scenes.identifiers[:count]
 
-    def __getitem__(self, index: int) -> LabelledPicture:
+    def __getitem__(self, index: int) -> LabelledImage:
         return self._scenes[index]
 
 
-def scorer_of(pipeline, dataset=None, variants=None, vocabulary="picture") -> Scorer:
+def scorer_of(pipeline, dataset=None, variants=None, vocabulary="image") -> Scorer:
     return Scorer(pipeline, dataset or Few(5), variants or {"method": pipeline.config}, vocabulary=vocabulary)
 
 
 def voc_of(folder: Path, count: int) -> Path:
-    """Pictures of 24 × 16 pixels in the layout of Pascal VOC."""
+    """Images of 24 × 16 pixels in the layout of Pascal VOC."""
     for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / below).mkdir(parents=True)
     random = np.random.default_rng(5)

@@ -45,10 +45,8 @@ def test_changed_files_are_refused_by_name_and_redone_on_demand(pipeline, voc, t
     with pytest.raises(ValueError, match=r"out: .* got changed or missing ones of 0001, 0003; .*--redo-changed"):
         score(pipeline, voc, tmp_path / "out")
     computed: list[int] = []
-    redone = score(
-        pipeline, voc, tmp_path / "out", redo_changed=True, on_picture=lambda index, _: computed.append(index)
-    )
-    assert (computed, redone.resumed, redone.pictures) == ([1, 3], 3, 5)
+    redone = score(pipeline, voc, tmp_path / "out", redo_changed=True, on_image=lambda index, _: computed.append(index))
+    assert (computed, redone.resumed, redone.images) == ([1, 3], 3, 5)
     fresh = score(pipeline, voc, tmp_path / "fresh")
     assert torch.equal(redone.confusions["method"], fresh.confusions["method"])
     assert not torch.equal(before.confusions["method"], fresh.confusions["method"])
@@ -77,7 +75,7 @@ def test_the_command_refuses_in_one_line_and_has_the_switches(models, voc, tmp_p
     assert re.fullmatch(r"nerve-evaluate: .*out: .* missing ones of 0001; .*\n", err.splitlines(keepends=True)[-1])
     code, err = run("--verify", "--redo-changed")
     assert code == 0
-    assert "5 pictures scored, 4 of them by an earlier run" in err
+    assert "5 images scored, 4 of them by an earlier run" in err
 
 
 def test_three_are_named_and_the_rest_counted(pipeline, voc, tmp_path):
@@ -94,7 +92,7 @@ def test_a_file_that_is_gone_has_changed(pipeline, voc, tmp_path):
     with pytest.raises(ValueError, match="missing ones of 0002;"):
         score(pipeline, voc, tmp_path / "out")
     without = score(pipeline, voc, tmp_path / "out", redo_changed=True)
-    assert (without.pictures, [name for name, _ in without.failures]) == (4, ["0002"])
+    assert (without.images, [name for name, _ in without.failures]) == (4, ["0002"])
 
 
 def test_only_what_is_scored_is_looked_at(pipeline, voc, tmp_path):
@@ -143,14 +141,14 @@ def test_a_folder_of_the_first_version_is_counted_and_said_to_be_unchecked(pipel
     assert torch.equal(again.confusions["method"], whole.confusions["method"])
 
 
-def test_pictures_that_ship_with_the_package_have_no_files_to_look_at(pipeline, tmp_path):
+def test_images_that_ship_with_the_package_have_no_files_to_look_at(pipeline, tmp_path):
     evaluate(scorer_of(pipeline, Few(2)), tmp_path)
     again = evaluate(scorer_of(pipeline, Few(2)), tmp_path, verify=True)
     assert (again.resumed, again.unchecked) == (2, 0)
 
 
 DAMAGED_ROWS = {
-    "an index past the last picture": lambda row: [1, *row[1:]],
+    "an index past the last image": lambda row: [1, *row[1:]],
     "a negative index": lambda row: [-1, *row[1:]],
     "an index that is a fraction": lambda row: [0.5, *row[1:]],
     "an index that is a whole fraction": lambda row: [0.0, *row[1:]],
@@ -219,4 +217,4 @@ def test_a_damaged_description_is_named(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"out: the description .*run\.json is damaged .*delete this folder"):
         evaluate(scorer_of(pipeline, Few(1)), tmp_path)
     shutil.rmtree(tmp_path)
-    assert evaluate(scorer_of(pipeline, Few(1)), tmp_path).pictures == 1
+    assert evaluate(scorer_of(pipeline, Few(1)), tmp_path).images == 1

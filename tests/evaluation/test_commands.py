@@ -64,7 +64,7 @@ def test_two_processes_of_torchrun_count_the_same_as_one_to_the_bit(tmp_path, ca
     assert sum(map(sum, two["results"]["method"]["confusion"])) == 6 * 128 * 128
     # one process goes on where two have been
     code, _, err = run(capsys, cli.evaluate, *SCENES, "--out", tmp_path / "both")
-    assert "6 pictures scored, 6 of them by an earlier run" in err
+    assert "6 images scored, 6 of them by an earlier run" in err
     assert result_in(tmp_path / "both")["results"] == one["results"]
 
 
@@ -79,20 +79,20 @@ def tiny(models: Path) -> list[str]:
 def test_a_run_leaves_everything_to_read(tiny, tmp_path, capsys):
     code, out, err = run(capsys, cli.evaluate, *tiny, "--limit", 3, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "3 pictures scored, 0 could not be" in err
+    assert "3 images scored, 0 could not be" in err
     assert out.splitlines()[-1] == str(tmp_path / "out" / "report.md")
     result = result_in(tmp_path / "out")
     method = result["results"]["method"]
     assert out.startswith(f"method: mIoU {100 * method['miou']:.2f}, pixel accuracy ")
     assert len(method["confusion"]) == len(result["class_names"]) == 51
     assert set(method["iou"]) <= set(result["class_names"])
-    assert result["last_run"]["pictures_per_second"] > 0
+    assert result["last_run"]["images_per_second"] > 0
     assert result["last_run"]["peak_memory_bytes"] > 50e6
     report = (tmp_path / "out" / "report.md").read_text()
     for link in ("chart.png", "overlays/best_1.png", "overlays/worst_1.png"):
         assert f"({link})" in report
-        with Image.open(tmp_path / "out" / link) as picture:
-            assert min(picture.size) > 100
+        with Image.open(tmp_path / "out" / link) as image:
+            assert min(image.size) > 100
 
 
 def test_an_ablation_in_one_pass(tiny, tmp_path, capsys):

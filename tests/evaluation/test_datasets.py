@@ -14,14 +14,14 @@ from scipy.io import savemat
 from nerve_kernels.evaluation import (
     DATASETS,
     DatasetNotFoundError,
-    LabelledPictures,
+    LabelledImages,
     MeanIoU,
-    UnreadablePictureError,
+    UnreadableImageError,
     open_dataset,
 )
 from nerve_kernels.evaluation.class_lists import ClassList
-from nerve_kernels.segmentation.palette import voc_palette
-from nerve_kernels.segmentation.prompts import parse_labels
+from nerve_kernels.segmentation.output.palette import voc_palette
+from nerve_kernels.segmentation.text_image.prompts import parse_labels
 
 Rows = Sequence[Sequence[int]]
 
@@ -33,10 +33,10 @@ def write_image(path: Path, size: tuple[int, int] = (3, 2), **options: Any) -> N
 
 def write_labels(path: Path, rows: Rows, *, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(np.array(rows, dtype=np.uint8))
+    image = Image.fromarray(np.array(rows, dtype=np.uint8))
     if palette:
-        picture.putpalette(voc_palette())
-    picture.save(path)
+        image.putpalette(voc_palette())
+    image.save(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def mean_iou(dataset: LabelledPictures[Any], predictions: Sequence[Rows]) -> float:
+def mean_iou(dataset: LabelledImages[Any], predictions: Sequence[Rows]) -> float:
     metric = MeanIoU(dataset.classes)
     for index, rows in enumerate(predictions):
         metric.update(np.array(rows), dataset[index].mask)
@@ -215,30 +215,30 @@ def test_damage_is_told_from_truth(voc):
     dataset = open_dataset("voc21", voc)
     annotation, image = base / "SegmentationClass" / "2007_000033.png", base / "JPEGImages" / "2007_000033.jpg"
     write_labels(annotation, [[0, 1, 21], [0, 0, 0]], palette=True)
-    with pytest.raises(UnreadablePictureError, match="holds the label 21, which Pascal VOC 2012"):
+    with pytest.raises(UnreadableImageError, match="holds the label 21, which Pascal VOC 2012"):
         dataset[0]
     write_labels(annotation, [[0, 1], [0, 0]], palette=True)
-    with pytest.raises(UnreadablePictureError, match=r"is \(2, 2\) pixels, wanted one label for each pixel"):
+    with pytest.raises(UnreadableImageError, match=r"is \(2, 2\) pixels, wanted one label for each pixel"):
         dataset[0]
     Image.new("RGB", (3, 2)).save(annotation)
-    with pytest.raises(UnreadablePictureError, match="mode RGB, wanted one label a pixel"):
+    with pytest.raises(UnreadableImageError, match="mode RGB, wanted one label a pixel"):
         dataset[0]
     image.write_bytes(image.read_bytes()[:200])
-    with pytest.raises(UnreadablePictureError, match=r"2007_000033\.jpg: unreadable"):
+    with pytest.raises(UnreadableImageError, match=r"2007_000033\.jpg: unreadable"):
         dataset[0]
     image.unlink()
-    with pytest.raises(UnreadablePictureError, match=r"2007_000033\.jpg: no such file"):
+    with pytest.raises(UnreadableImageError, match=r"2007_000033\.jpg: no such file"):
         dataset[0]
 
 
 def test_rotation_notes_are_ignored_as_annotations_do_not_know_them(voc):
-    """A camera's note "turn me" would turn the picture away from its mask."""
+    """A camera's note "turn me" would turn the image away from its mask."""
     exif = Image.Exif()
     exif[0x0112] = 6
     write_image(voc / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2007_000033.jpg", exif=exif)
-    from nerve_kernels.segmentation.pictures import load_picture
+    from nerve_kernels.segmentation.images import load_image
 
-    assert load_picture(open_dataset("voc21", voc)[0].image).size == (3, 2)
+    assert load_image(open_dataset("voc21", voc)[0].image).size == (3, 2)
 
 
 @pytest.mark.parametrize(

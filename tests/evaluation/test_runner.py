@@ -1,4 +1,4 @@
-"""The runner in one process: exact counts, shared features, resuming, corrupt pictures, flat memory."""
+"""The runner in one process: exact counts, shared features, resuming, corrupt images, flat memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counts(evaluation: Evaluation, name: str = "method") -> torch.Tensor:
     return evaluation.confusions[name]
 
 
-@pytest.mark.parametrize("vocabulary", ["dataset", "picture"])
+@pytest.mark.parametrize("vocabulary", ["dataset", "image"])
 def test_counts_are_those_of_segmenting_by_hand(pipeline, tmp_path, vocabulary):
     dataset = Few(3)
     found = evaluate(scorer_of(pipeline, dataset, vocabulary=vocabulary), tmp_path)
@@ -40,7 +40,7 @@ def test_counts_are_those_of_segmenting_by_hand(pipeline, tmp_path, vocabulary):
     assert torch.equal(counts(found), metric.confusion.compute())
     assert counts(found).sum() == 3 * 128 * 128
     assert found.scores["method"] == metric.compute()
-    assert (found.pictures, found.resumed, found.failures) == (3, 0, ())
+    assert (found.images, found.resumed, found.failures) == (3, 0, ())
     assert set(found.best).isdisjoint(found.worst)
 
 
@@ -56,7 +56,7 @@ def test_variants_share_features_and_change_nothing_for_each_other(pipeline, tmp
     handle = pipeline.diffusion.unet.register_forward_pre_hook(lambda *_: runs.append(1))
     together = evaluate(scorer_of(pipeline, Few(2), variants), tmp_path / "together")
     handle.remove()
-    assert len(runs) == 2 * 2  # two pictures, two noise levels; four variants
+    assert len(runs) == 2 * 2  # two images, two noise levels; four variants
     for name, config in variants.items():
         alone = evaluate(scorer_of(pipeline, Few(2), {name: config}), tmp_path / name)
         assert torch.equal(counts(alone, name), counts(together, name))
@@ -73,25 +73,25 @@ def test_an_interrupted_run_goes_on_from_what_is_finished(pipeline, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(scorer_of(pipeline), tmp_path / "cut", save_every=0, on_picture=stop_after_two)
+        evaluate(scorer_of(pipeline), tmp_path / "cut", save_every=0, on_image=stop_after_two)
     rest: list[int] = []
-    resumed = evaluate(scorer_of(pipeline), tmp_path / "cut", on_picture=lambda index, _: rest.append(index))
-    assert (resumed.pictures, resumed.resumed) == (5, 2)
+    resumed = evaluate(scorer_of(pipeline), tmp_path / "cut", on_image=lambda index, _: rest.append(index))
+    assert (resumed.images, resumed.resumed) == (5, 2)
     assert seen + rest == [0, 1, 2, 3, 4]
     assert torch.equal(counts(resumed), counts(whole))
     assert (resumed.best, resumed.worst) == (whole.best, whole.worst)
     again = evaluate(scorer_of(pipeline), tmp_path / "cut")
-    assert (again.pictures, again.resumed, again.pictures_per_second) == (5, 5, 0.0)
+    assert (again.images, again.resumed, again.images_per_second) == (5, 5, 0.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_process_loses_nothing_that_was_finished(pipeline, tmp_path):
     whole = evaluate(scorer_of(pipeline), tmp_path / "whole")
     child = os.fork()
-    if child == 0:  # until it is killed, this copy of the process finishes one picture after another
+    if child == 0:  # until it is killed, this copy of the process finishes one image after another
         try:
             torch.set_num_threads(1)
-            evaluate(scorer_of(pipeline), tmp_path / "killed", save_every=0, on_picture=lambda *_: time.sleep(0.2))
+            evaluate(scorer_of(pipeline), tmp_path / "killed", save_every=0, on_image=lambda *_: time.sleep(0.2))
         finally:
             os._exit(0)
     shards = tmp_path / "killed" / "shards"
@@ -102,11 +102,11 @@ def test_a_killed_process_loses_nothing_that_was_finished(pipeline, tmp_path):
     finished = len(list(shards.glob("*.json")))
     assert 1 <= finished < 5
     resumed = evaluate(scorer_of(pipeline), tmp_path / "killed")
-    assert (resumed.pictures, resumed.resumed) == (5, finished)
+    assert (resumed.images, resumed.resumed) == (5, finished)
     assert torch.equal(counts(resumed), counts(whole))
 
 
-def test_a_picture_recorded_twice_counts_once(pipeline, tmp_path):
+def test_an_image_recorded_twice_counts_once(pipeline, tmp_path):
     whole = evaluate(scorer_of(pipeline), tmp_path)
     (shard,) = (tmp_path / "shards").iterdir()
     shutil.copy(shard, shard.with_name("000000000-copied.json"))
@@ -116,9 +116,9 @@ def test_a_picture_recorded_twice_counts_once(pipeline, tmp_path):
 def test_a_larger_limit_uses_what_a_smaller_one_computed(pipeline, tmp_path):
     evaluate(scorer_of(pipeline, Few(4)), tmp_path, limit=2)
     whole = evaluate(scorer_of(pipeline, Few(4)), tmp_path)
-    assert (whole.pictures, whole.resumed) == (4, 2)
+    assert (whole.images, whole.resumed) == (4, 2)
     part = evaluate(scorer_of(pipeline, Few(4)), tmp_path, limit=2)
-    assert (part.pictures, part.resumed) == (2, 2)
+    assert (part.images, part.resumed) == (2, 2)
     with pytest.raises(ValueError, match="limit: got 0, wanted at least 1"):
         spread(4, 0)
 
@@ -130,9 +130,9 @@ def test_another_run_is_refused_by_what_differs(pipeline, tmp_path):
         ValueError, match=r"out: .* holds a run with variants\.method\.alpha = 0\.9, this one has 0\.25"
     ):
         evaluate(scorer_of(pipeline, Few(1), other), tmp_path)
-    with pytest.raises(ValueError, match="vocabulary = 'picture', this one has 'dataset'"):
+    with pytest.raises(ValueError, match="vocabulary = 'image', this one has 'dataset'"):
         evaluate(scorer_of(pipeline, Few(1), vocabulary="dataset"), tmp_path)
-    with pytest.raises(ValueError, match="pictures = "):
+    with pytest.raises(ValueError, match="images = "):
         evaluate(scorer_of(pipeline, Few(2)), tmp_path)
     with torch.no_grad():
         weight = pipeline.clip.model.visual_projection.weight
@@ -152,18 +152,18 @@ def test_a_damaged_shard_is_named(pipeline, tmp_path):
         evaluate(scorer_of(pipeline, Few(1)), tmp_path)
 
 
-def test_corrupt_pictures_are_counted_and_the_rest_goes_on(pipeline, tmp_path):
+def test_corrupt_images_are_counted_and_the_rest_goes_on(pipeline, tmp_path):
     root = voc_of(tmp_path / "voc", 4)
-    (root / "JPEGImages/0001.jpg").write_bytes(b"no picture")
+    (root / "JPEGImages/0001.jpg").write_bytes(b"no image")
     (root / "SegmentationClass/0002.png").unlink()
     dataset = open_dataset("voc21", root)
     told: list[str | None] = []
     found = evaluate(
         scorer_of(pipeline, dataset, vocabulary="dataset"),
         tmp_path / "out",
-        on_picture=lambda _, reason: told.append(reason),
+        on_image=lambda _, reason: told.append(reason),
     )
-    assert found.pictures == 2
+    assert found.images == 2
     assert [name for name, _ in found.failures] == ["0001", "0002"]
     assert "0001.jpg: unreadable" in found.failures[0][1]
     assert "0002.png: no such file" in found.failures[1][1]
@@ -171,13 +171,13 @@ def test_corrupt_pictures_are_counted_and_the_rest_goes_on(pipeline, tmp_path):
     assert counts(found).sum() == 2 * 16 * 24
     (root / "JPEGImages/0001.jpg").write_bytes((root / "JPEGImages/0000.jpg").read_bytes())
     mended = evaluate(scorer_of(pipeline, dataset, vocabulary="dataset"), tmp_path / "out")
-    assert (mended.pictures, mended.resumed, len(mended.failures)) == (3, 2, 1)
+    assert (mended.images, mended.resumed, len(mended.failures)) == (3, 2, 1)
 
 
-def test_not_a_single_picture(pipeline, tmp_path):
+def test_not_a_single_image(pipeline, tmp_path):
     root = voc_of(tmp_path / "voc", 1)
     (root / "JPEGImages/0000.jpg").unlink()
-    with pytest.raises(ValueError, match=r"not a single picture of Pascal VOC 2012 \(21\) .* the first: .*0000\.jpg"):
+    with pytest.raises(ValueError, match=r"not a single image of Pascal VOC 2012 \(21\) .* the first: .*0000\.jpg"):
         evaluate(scorer_of(pipeline, open_dataset("voc21", root), vocabulary="dataset"), tmp_path / "out")
 
 
@@ -208,18 +208,18 @@ class TwoNodes(Processes):
         return [item]
 
 
-def test_nodes_without_a_common_folder_count_each_picture_once(pipeline, tmp_path):
+def test_nodes_without_a_common_folder_count_each_image_once(pipeline, tmp_path):
     evaluate(scorer_of(pipeline), tmp_path, limit=2)  # finished here: 0 and 2
     nodes = TwoNodes(rank=0, count=2)
     object.__setattr__(nodes, "theirs", (2, 3))
     computed: list[int] = []
-    found = evaluate(scorer_of(pipeline), tmp_path, processes=nodes, on_picture=lambda index, _: computed.append(index))
+    found = evaluate(scorer_of(pipeline), tmp_path, processes=nodes, on_image=lambda index, _: computed.append(index))
     # 0 and 2 are counted here, being seen here first; 3 by the other; of 1 and 4, still open, one is ours
-    assert (found.resumed, computed, found.pictures) == (2, [1], 3)
+    assert (found.resumed, computed, found.images) == (2, [1], 3)
 
 
 def test_vocabulary_and_variants_are_checked(pipeline):
-    with pytest.raises(ValueError, match="vocabulary: got 'own', wanted 'dataset' or 'picture'"):
+    with pytest.raises(ValueError, match="vocabulary: got 'own', wanted 'dataset' or 'image'"):
         scorer_of(pipeline, vocabulary="own")
     with pytest.raises(ValueError, match="variants: got none"):
         Scorer(pipeline, Few(1), {})
@@ -232,9 +232,9 @@ def test_one_config_serves_data_sets_with_and_without_background(pipeline, tmp_p
     without = scorer_of(pipeline, open_dataset("voc20", root), {"method": config}, "dataset")
     assert with_background.variants["method"] == config
     assert without.variants["method"] == config.replace(background_words=(), probability_threshold=0.0)
-    picture = open_dataset("voc20", root)[0]
-    assert set(np.unique(without.label_map(picture, "method"))) <= set(range(20))
-    assert (with_background.label_map(picture, "method") == 0).all()  # no class is that sure
+    image = open_dataset("voc20", root)[0]
+    assert set(np.unique(without.label_map(image, "method"))) <= set(range(20))
+    assert (with_background.label_map(image, "method") == 0).all()  # no class is that sure
 
 
 def resident_bytes() -> int:
@@ -246,8 +246,8 @@ def test_memory_stays_flat(pipeline, tmp_path):
     dataset = open_dataset("voc21", voc_of(tmp_path / "voc", 120))
     sizes: list[int] = []
     scorer = scorer_of(pipeline, dataset, None, "dataset")
-    evaluate(scorer, tmp_path / "out", save_every=0.2, on_picture=lambda *_: sizes.append(resident_bytes()))
-    # the first pictures warm caches up; after them 80 pictures may cost less than 50 kB each would
+    evaluate(scorer, tmp_path / "out", save_every=0.2, on_image=lambda *_: sizes.append(resident_bytes()))
+    # the first images warm caches up; after them 80 images may cost less than 50 kB each would
     assert sizes[-1] - sizes[40] < 80 * 50_000
 
 

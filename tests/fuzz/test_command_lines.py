@@ -92,7 +92,7 @@ COSTLY = {"--steps": ("9" * 18,), "--size": ("8192",)}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of every kind, good and bad, and labels beside some of them."""
+    """Images of every kind, good and bad, and labels beside some of them."""
     folder = tmp_path_factory.mktemp("fuzz")
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (20, 30, 3)).astype(np.uint8))
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("L", (20_000, 10)).save(folder / "long.png")
     Image.new("L", (3, 900)).save(folder / "tall 🐈 חתול.png")
     (folder / "half.png").write_bytes((folder / "plain.png").read_bytes()[:500])
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     (folder / "huge.ppm").write_bytes(b"P6 100000 100000 255\n")
     (folder / "empty.png").touch()
     (folder / "bare").mkdir()
@@ -121,8 +121,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever models are asked for are tiny ones, loaded once; settings, device and dtype are checked as ever."""
+    from nerve_kernels.cli.options import NervePipeline as loaded
     from nerve_kernels.segmentation.loading import choose_device, choose_dtype
-    from nerve_kernels.segmentation.options import NervePipeline as loaded
 
     models = tmp_path_factory.mktemp("models")
     make_stable_diffusion(models / "diffusion")
@@ -175,8 +175,8 @@ def judge(folder: Path, arguments: list[str]) -> int:
                 summary["width"] * summary["height"]
             )
         else:
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
     if "--json" in arguments and not {"--help", "--version"} & set(arguments):
         for line in out.decode().splitlines():
             assert {"summary", "error"} & set(json.loads(line))
@@ -185,7 +185,7 @@ def judge(folder: Path, arguments: list[str]) -> int:
 
 @st.composite
 def command_lines(draw: st.DrawFn, folder: Path) -> list[str]:
-    """Pictures, labels and options; most right, some wrong."""
+    """Images, labels and options; most right, some wrong."""
     names = [
         *(path.name for path in folder.iterdir() if path.name != "results"),
         "absent.png",
@@ -238,7 +238,7 @@ def test_many_labels(folder, count):
 
 
 @pytest.mark.parametrize(("name", "size"), [("dot.png", (1, 1)), ("long.png", (20_000, 10)), ("turned.jpg", (20, 30))])
-def test_pictures_of_every_shape_are_segmented(folder, name, size):
+def test_images_of_every_shape_are_segmented(folder, name, size):
     options = ("--quiet", "--labels=cat, dog", "--window=11", "--cells=2")
     assert judge(folder, [f"{folder}/{name}", *options[:2]]) == 0
     with Image.open(folder / "results" / f"{name.partition('.')[0]}_labels.png") as labels:
@@ -281,15 +281,15 @@ def test_any_settings_file(folder, content):
 label_files = st.one_of(
     st.binary(max_size=60),
     json_values.map(lambda value: json.dumps(value).encode()),
-    json_values.map(lambda value: json.dumps({"pictures": [{"file": "plain.png", "labels": value}]}).encode()),
-    json_values.map(lambda value: json.dumps({"pictures": value}).encode()),
+    json_values.map(lambda value: json.dumps({"images": [{"file": "plain.png", "labels": value}]}).encode()),
+    json_values.map(lambda value: json.dumps({"images": value}).encode()),
     st.sampled_from([b"[" * 100_000, b"cat\r\ndog\r\n", b"\xef\xbb\xbfcat, dog"]),
 )
 
 
 @FUZZ
 @given(label_files, st.sampled_from(["labels.json", "labels.txt", "plain.txt"]))
-def test_any_labels_beside_a_picture(folder, content, name):
+def test_any_labels_beside_an_image(folder, content, name):
     beside = folder / "beside"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()

@@ -31,14 +31,14 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def diffusion(diffusion_folder: Path):
-    from nerve_kernels.segmentation.diffusion import DiffusionFeatures
+    from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 
     return DiffusionFeatures.from_pretrained(diffusion_folder, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def clip(clip_folder: Path):
-    from nerve_kernels.segmentation.clip import DenseClip
+    from nerve_kernels.segmentation.text_image.clip import DenseClip
 
     return DenseClip.from_pretrained(clip_folder, device="cpu")
 
@@ -70,7 +70,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
-def wide_picture() -> Image.Image:
+def wide_image() -> Image.Image:
     """90 x 60 pixels: a red disc and a blue square on noise."""
     random = np.random.default_rng(3)
     pixels = random.integers(90, 160, (60, 90, 3)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The default preset on the pictures that ship with it: real weights, no connection."""
+"""The default preset on the images that ship with it: real weights, no connection."""
 
 import json
 
@@ -9,7 +9,7 @@ from nerve_kernels.segmentation import NervePipeline
 from nerve_kernels.segmentation.presets import EMBEDDED_FOLDER
 
 DEMO = EMBEDDED_FOLDER / "demo"
-ENTRIES = json.loads((DEMO / "labels.json").read_text())["pictures"]
+ENTRIES = json.loads((DEMO / "labels.json").read_text())["images"]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def embedded() -> NervePipeline:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["file"])
-def test_demo_pictures_show_several_labels(embedded, entry):
+def test_demo_images_show_several_labels(embedded, entry):
     result = embedded(DEMO / entry["file"], entry["labels"])
     assert result.labels == tuple(entry["labels"])
     assert result.background == 0

@@ -1,4 +1,4 @@
-"""Features of a picture in a file, and what new words on them cost."""
+"""Features of an image in a file, and what new words on them cost."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ LABELS = "cat, dog|puppy, grass"
     [{}, {"beta": 0.0, "window": (3, 5)}, {"beta": 1.0, "cells": (3, 4)}, {"walk": False}],
     ids=["mixed", "local", "global", "no walk"],
 )
-def test_a_file_gives_the_same_segmentation_to_the_bit(pipeline, wide_picture, tmp_path, changes):
+def test_a_file_gives_the_same_segmentation_to_the_bit(pipeline, wide_image, tmp_path, changes):
     config = pipeline.config.replace(**changes)
-    features = pipeline.encode(wide_picture, config=config)
+    features = pipeline.encode(wide_image, config=config)
     loaded = ImageFeatures.load(features.save(tmp_path / "made" / "wide.safetensors"))
     assert loaded.config == config
-    assert loaded.picture.tobytes() == wide_picture.tobytes()
+    assert loaded.image.tobytes() == wide_image.tobytes()
     for words in (LABELS, "sky, grass"):
         one, other = pipeline.segment(features, words), pipeline.segment(loaded, words)
         assert torch.equal(one.token_probabilities, other.token_probabilities)
         assert torch.equal(one.label_map, other.label_map)
 
 
-def test_every_affinity_built_so_far_is_in_the_file(pipeline, wide_picture, tmp_path):
-    features = pipeline.encode(wide_picture)
+def test_every_affinity_built_so_far_is_in_the_file(pipeline, wide_image, tmp_path):
+    features = pipeline.encode(wide_image)
     local = pipeline.config.replace(beta=0.0)
     wanted = pipeline.segment(features, LABELS, config=local)
     loaded = ImageFeatures.load(features.save(tmp_path / "two.safetensors"))
     assert torch.equal(pipeline.segment(loaded, LABELS, config=local).label_map, wanted.label_map)
-    with pytest.raises(ValueError, match="encode the picture again"):
+    with pytest.raises(ValueError, match="encode the image again"):
         pipeline.segment(loaded, LABELS, config=pipeline.config.replace(beta=0.25))
 
 
-def test_explicit_factors_survive(pipeline, wide_picture, tmp_path):
-    features = pipeline.encode(wide_picture)
+def test_explicit_factors_survive(pipeline, wide_image, tmp_path):
+    features = pipeline.encode(wide_image)
     tokens = features.grid[0] * features.grid[1]
     u = torch.rand(1, tokens, 4).softmax(-1)
     (key,) = features._affinities
@@ -52,8 +52,8 @@ def test_explicit_factors_survive(pipeline, wide_picture, tmp_path):
     assert torch.equal(loaded._affinities[key].to_dense(), features._affinities[key].to_dense())
 
 
-def test_new_words_run_no_model_but_the_text_tower(pipeline, wide_picture, monkeypatch):
-    features = pipeline.encode(wide_picture)
+def test_new_words_run_no_model_but_the_text_tower(pipeline, wide_image, monkeypatch):
+    features = pipeline.encode(wide_image)
     runs: list[str] = []
     watched = {
         "unet": pipeline.diffusion.unet,
@@ -82,8 +82,8 @@ def test_what_is_no_such_file_is_refused(tmp_path):
         ImageFeatures.load(tmp_path / "other.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file(pipeline, wide_picture, tmp_path, monkeypatch):
-    features = pipeline.encode(wide_picture, config=pipeline.config.replace(walk=False))
+def test_a_failed_write_leaves_the_old_file(pipeline, wide_image, tmp_path, monkeypatch):
+    features = pipeline.encode(wide_image, config=pipeline.config.replace(walk=False))
     path = features.save(tmp_path / "kept.safetensors")
     before = path.read_bytes()
 
@@ -98,8 +98,8 @@ def test_a_failed_write_leaves_the_old_file(pipeline, wide_picture, tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_limit_of_the_walk(pipeline, wide_picture):
-    features = pipeline.encode(wide_picture)
+def test_the_limit_of_the_walk(pipeline, wide_image):
+    features = pipeline.encode(wide_image)
     limit = pipeline.segment(features, LABELS, config=pipeline.config.replace(limit_walk=True))
     nearly = pipeline.segment(features, LABELS, config=pipeline.config.replace(steps=400))
     near = pipeline.segment(features, LABELS, config=pipeline.config.replace(steps=2))

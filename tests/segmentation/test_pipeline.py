@@ -7,14 +7,14 @@ from PIL import Image
 
 import nerve_kernels as nk
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
-from nerve_kernels.segmentation.affinity_building import AffinityBuilder
+from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder
 from nerve_kernels.segmentation.seeds import resize_seeds
 
 LABELS = "cat, dog|puppy, grass"
 
 
-def test_a_picture_that_is_not_square(pipeline, wide_picture):
-    result = pipeline(wide_picture, LABELS)
+def test_an_image_that_is_not_square(pipeline, wide_image):
+    result = pipeline(wide_image, LABELS)
     assert result.labels == ("cat", "dog", "grass")
     assert result.label_map.shape == (60, 90)
     assert result.label_map.dtype == torch.int64
@@ -25,24 +25,24 @@ def test_a_picture_that_is_not_square(pipeline, wide_picture):
     assert not result.probabilities.requires_grad
 
 
-def test_the_same_call_gives_the_same_bits(pipeline, wide_picture):
-    one, other = pipeline(wide_picture, LABELS), pipeline(wide_picture, LABELS)
+def test_the_same_call_gives_the_same_bits(pipeline, wide_image):
+    one, other = pipeline(wide_image, LABELS), pipeline(wide_image, LABELS)
     assert torch.equal(one.token_probabilities, other.token_probabilities)
-    different = pipeline(wide_picture, LABELS, noise_seed=1)
+    different = pipeline(wide_image, LABELS, noise_seed=1)
     assert not torch.equal(one.token_probabilities, different.token_probabilities)
 
 
-def test_paths_arrays_and_pictures_are_the_same(pipeline, wide_picture, tmp_path):
-    wide_picture.save(tmp_path / "x.png")
-    results = [pipeline(x, LABELS) for x in (wide_picture, np.asarray(wide_picture), tmp_path / "x.png")]
+def test_paths_arrays_and_images_are_the_same(pipeline, wide_image, tmp_path):
+    wide_image.save(tmp_path / "x.png")
+    results = [pipeline(x, LABELS) for x in (wide_image, np.asarray(wide_image), tmp_path / "x.png")]
     for result in results[1:]:
         assert torch.equal(result.token_probabilities, results[0].token_probabilities)
 
 
-def test_the_result_is_the_method_written_out(pipeline, wide_picture):
+def test_the_result_is_the_method_written_out(pipeline, wide_image):
     """Stage by stage with the dense float64 reference in place of the structured operations."""
     config = pipeline.config.replace(layers=("latent/1",), window=3, cells=6, beta=0.4)
-    features = pipeline.encode(wide_picture, config=config)
+    features = pipeline.encode(wide_image, config=config)
     result = pipeline.segment(features, LABELS)
     q = torch.cat([layer.q for layer in features.layers], dim=1).double()
     k = torch.cat([layer.k for layer in features.layers], dim=1).double()
@@ -67,16 +67,16 @@ def pipeline_seeds(pipeline: NervePipeline, features) -> torch.Tensor:
     return result.token_probabilities.flatten(1).T
 
 
-def test_without_the_walk_stable_diffusion_is_not_run(pipeline, wide_picture, monkeypatch):
-    with_features = pipeline_seeds(pipeline, pipeline.encode(wide_picture))
+def test_without_the_walk_stable_diffusion_is_not_run(pipeline, wide_image, monkeypatch):
+    with_features = pipeline_seeds(pipeline, pipeline.encode(wide_image))
     monkeypatch.setattr(pipeline, "diffusion", None)
-    result = pipeline(wide_picture, LABELS, walk=False)
+    result = pipeline(wide_image, LABELS, walk=False)
     assert result.token_probabilities.shape == (3, 4, 6)  # CLIP's own grid
     torch.testing.assert_close(result.token_probabilities.flatten(1).T, with_features)
 
 
-def test_one_encoding_serves_an_ablation(pipeline, wide_picture, monkeypatch):
-    features = pipeline.encode(wide_picture)
+def test_one_encoding_serves_an_ablation(pipeline, wide_image, monkeypatch):
+    features = pipeline.encode(wide_image)
     monkeypatch.setattr(pipeline, "diffusion", None)
     calls: list[int] = []
     real = nk.attention_entropy
@@ -95,13 +95,13 @@ def test_one_encoding_serves_an_ablation(pipeline, wide_picture, monkeypatch):
         {"background_words": ("sky",)},
     ]
     results = [pipeline.segment(features, LABELS, config=pipeline.config.replace(**change)) for change in changes]
-    assert calls == []  # entropies are computed once, when the picture is encoded
+    assert calls == []  # entropies are computed once, when the image is encoded
     distinct = {tuple(result.token_probabilities.flatten().tolist()) for result in results}
     assert len(distinct) == len(changes)
 
 
-def test_features_can_let_go_of_queries_and_keys(pipeline, wide_picture):
-    features = pipeline.encode(wide_picture)
+def test_features_can_let_go_of_queries_and_keys(pipeline, wide_image):
+    features = pipeline.encode(wide_image)
     light = features.without_layers()
     assert light.layers == ()
     assert torch.equal(pipeline.segment(light, LABELS).label_map, pipeline.segment(features, LABELS).label_map)
@@ -110,21 +110,21 @@ def test_features_can_let_go_of_queries_and_keys(pipeline, wide_picture):
 
 
 @pytest.mark.parametrize("change", [{"timesteps": (5,)}, {"clip_size": 64}, {"layers": ("*",)}, {"noise_seed": 9}])
-def test_features_made_otherwise_are_refused(pipeline, wide_picture, change):
-    features = pipeline.encode(wide_picture)
-    with pytest.raises(ValueError, match=rf"config: {next(iter(change))} is .* encode the picture again"):
+def test_features_made_otherwise_are_refused(pipeline, wide_image, change):
+    features = pipeline.encode(wide_image)
+    with pytest.raises(ValueError, match=rf"config: {next(iter(change))} is .* encode the image again"):
         pipeline.segment(features, LABELS, config=pipeline.config.replace(**change))
 
 
-def test_features_encoded_without_the_walk_cannot_walk(pipeline, wide_picture):
-    features = pipeline.encode(wide_picture, config=pipeline.config.replace(walk=False))
-    with pytest.raises(ValueError, match="encode the picture again with walk=True"):
+def test_features_encoded_without_the_walk_cannot_walk(pipeline, wide_image):
+    features = pipeline.encode(wide_image, config=pipeline.config.replace(walk=False))
+    with pytest.raises(ValueError, match="encode the image again with walk=True"):
         pipeline.segment(features, LABELS, config=pipeline.config)
 
 
-def test_several_layers_and_timesteps_share_one_grid(pipeline, wide_picture):
+def test_several_layers_and_timesteps_share_one_grid(pipeline, wide_image):
     config = pipeline.config.replace(layers=("latent/1", "mid_block"), timesteps=(10, 400), criterion="information")
-    features = pipeline.encode(wide_picture, config=config)
+    features = pipeline.encode(wide_image, config=config)
     assert len(features.layers) == 2 * (3 + 1)
     assert features.grid == (12, 18)
     weights = features.builder.weights(config)
@@ -133,47 +133,47 @@ def test_several_layers_and_timesteps_share_one_grid(pipeline, wide_picture):
     torch.testing.assert_close(result.token_probabilities.sum(0), torch.ones(12, 18))
 
 
-def test_uniform_weights_are_equal(pipeline, wide_picture):
-    features = pipeline.encode(wide_picture)
+def test_uniform_weights_are_equal(pipeline, wide_image):
+    features = pipeline.encode(wide_image)
     weights = features.builder.weights(pipeline.config.replace(criterion="uniform"))
     assert {round(value, 6) for weight in weights for value in weight.flatten().tolist()} == {round(1 / 6, 6)}
     with pytest.raises(ValueError, match="layers: got none"):
         AffinityBuilder([])
 
 
-def test_background_words_and_threshold(pipeline, wide_picture):
-    result = pipeline(wide_picture, "cat, dog", background_words=("sky", "wall"))
+def test_background_words_and_threshold(pipeline, wide_image):
+    result = pipeline(wide_image, "cat, dog", background_words=("sky", "wall"))
     assert result.labels == ("background", "cat", "dog")
     assert result.background == 0
-    sure = pipeline(wide_picture, "cat, dog", background_words=("sky",), probability_threshold=1.0)
+    sure = pipeline(wide_image, "cat, dog", background_words=("sky",), probability_threshold=1.0)
     assert (sure.label_map == 0).all()
-    unsure = pipeline(wide_picture, "cat, dog", probability_threshold=1.0)
+    unsure = pipeline(wide_image, "cat, dog", probability_threshold=1.0)
     assert (unsure.label_map == -1).all()
     assert unsure.summary()["unlabelled_pixels"] == 60 * 90
 
 
-def test_a_synonym_can_only_help_its_label(pipeline, wide_picture):
+def test_a_synonym_can_only_help_its_label(pipeline, wide_image):
     config = pipeline.config.replace(walk=False)
-    features = pipeline.encode(wide_picture, config=config)
+    features = pipeline.encode(wide_image, config=config)
     alone = pipeline.segment(features, "cat, dog").token_probabilities
     helped = pipeline.segment(features, "cat, dog|grass").token_probabilities
     assert (helped[1] >= alone[1] - 1e-6).all()
 
 
-def test_a_single_label_is_explained(pipeline, wide_picture):
+def test_a_single_label_is_explained(pipeline, wide_image):
     with pytest.raises(ValueError, match=r"labels: got only 'cat', .*background words"):
-        pipeline(wide_picture, "cat")
-    assert pipeline(wide_picture, "cat", background_words="default").labels == ("background", "cat")
+        pipeline(wide_image, "cat")
+    assert pipeline(wide_image, "cat", background_words="default").labels == ("background", "cat")
 
 
-def test_bad_calls_are_refused_before_any_work(pipeline, wide_picture, monkeypatch):
+def test_bad_calls_are_refused_before_any_work(pipeline, wide_image, monkeypatch):
     monkeypatch.setattr(pipeline, "clip", None)
     with pytest.raises(ValueError, match="labels: label 2 is empty"):
-        pipeline(wide_picture, "cat,,dog")
+        pipeline(wide_image, "cat,,dog")
     with pytest.raises(ValueError, match="alpha: got 2"):
-        pipeline(wide_picture, LABELS, alpha=2.0)
+        pipeline(wide_image, LABELS, alpha=2.0)
     with pytest.raises(TypeError, match="unknown field 'aplha'; did you mean 'alpha'"):
-        pipeline(wide_picture, LABELS, aplha=0.5)
+        pipeline(wide_image, LABELS, aplha=0.5)
 
 
 @pytest.mark.parametrize(
@@ -192,32 +192,32 @@ def test_bad_calls_are_refused_before_any_work(pipeline, wide_picture, monkeypat
         ({"cells": 7, "layers": ("*",)}, "cells: got 7, wanted at most 6"),
     ],
 )
-def test_what_the_models_cannot_follow_is_refused(pipeline, wide_picture, change, message):
+def test_what_the_models_cannot_follow_is_refused(pipeline, wide_image, change, message):
     with pytest.raises(ValueError, match=message):
         NervePipeline(diffusion=pipeline.diffusion, clip=pipeline.clip, config=pipeline.config.replace(**change))
     with pytest.raises(ValueError, match=message):
-        pipeline(wide_picture, LABELS, **change)
+        pipeline(wide_image, LABELS, **change)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (17, 31)])
-def test_extreme_pictures(pipeline, size):
+def test_extreme_images(pipeline, size):
     result = pipeline(Image.new("RGB", size, "gray"), LABELS, window=1)
     assert tuple(result.label_map.shape) == (size[1], size[0])
 
 
-def test_from_pretrained_and_save(diffusion_folder, clip_folder, tiny_config, wide_picture, tmp_path):
+def test_from_pretrained_and_save(diffusion_folder, clip_folder, tiny_config, wide_image, tmp_path):
     made = NervePipeline.from_pretrained(
         diffusion=str(diffusion_folder), clip=clip_folder, device="cpu", dtype="bfloat16", config=tiny_config
     )
-    written = made(wide_picture, LABELS).save(tmp_path / "out" / "wide")
+    written = made(wide_image, LABELS).save(tmp_path / "out" / "wide")
     assert all(path.stat().st_size > 0 for path in written.values())
 
 
-def test_the_default_config_runs_on_any_checkpoint(diffusion, clip, wide_picture):
+def test_the_default_config_runs_on_any_checkpoint(diffusion, clip, wide_image):
     pipeline = NervePipeline(diffusion=diffusion, clip=clip)
     assert pipeline.config == NerveConfig()
     small = {"diffusion_size": 48, "clip_size": 64, "clip_window": 32, "clip_stride": 16, "templates": "short"}
-    assert pipeline(wide_picture, LABELS, **small).labels == ("cat", "dog", "grass")
+    assert pipeline(wide_image, LABELS, **small).labels == ("cat", "dog", "grass")
 
 
 def test_config_fields_are_all_used_somewhere():
@@ -228,8 +228,8 @@ def test_config_fields_are_all_used_somewhere():
 
     source = "".join(
         path.read_text()
-        for path in Path(package.__file__).parent.glob("*.py")
-        if not path.name.startswith(("config", "command", "presets"))
+        for path in Path(package.__file__).parent.rglob("*.py")
+        if not path.name.startswith(("config", "presets"))
     )
     from nerve_kernels.segmentation.config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS
 
@@ -241,18 +241,18 @@ def test_config_fields_are_all_used_somewhere():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_a_gpu_agrees_with_the_cpu(diffusion_folder, clip_folder, pipeline, wide_picture, dtype):
-    """The noise is drawn on the CPU, so the same seed means the same picture of noise."""
+def test_a_gpu_agrees_with_the_cpu(diffusion_folder, clip_folder, pipeline, wide_image, dtype):
+    """The noise is drawn on the CPU, so the same seed means the same image of noise."""
     on_gpu = NervePipeline.from_pretrained(
         diffusion=diffusion_folder, clip=clip_folder, device="cuda", dtype=dtype, config=pipeline.config
     )
-    seen = on_gpu(wide_picture, LABELS).token_probabilities
-    wanted = pipeline(wide_picture, LABELS).token_probabilities
+    seen = on_gpu(wide_image, LABELS).token_probabilities
+    wanted = pipeline(wide_image, LABELS).token_probabilities
     tolerance = 2e-2 if dtype is None else 1e-1
     torch.testing.assert_close(seen, wanted, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(400, 4), (4, 400), (1, 1)])
-def test_pictures_too_narrow_for_the_window_are_segmented_all_the_same(pipeline, size):
+def test_images_too_narrow_for_the_window_are_segmented_all_the_same(pipeline, size):
     result = pipeline(Image.new("RGB", size, "red"), "cat, dog", window=9, cells=3, beta=0.5)
     assert tuple(result.label_map.shape) == (size[1], size[0])

@@ -39,14 +39,14 @@ def test_missing_embedded_models_are_explained(monkeypatch, tmp_path):
         find_preset("embedded")
 
 
-def test_a_preset_is_loaded_with_its_config(monkeypatch, diffusion_folder, clip_folder, wide_picture):
+def test_a_preset_is_loaded_with_its_config(monkeypatch, diffusion_folder, clip_folder, wide_image):
     tiny = presets.Preset(
         str(diffusion_folder), str(clip_folder), "tiny", {"diffusion_size": 32, "clip_size": 32, "clip_window": None}
     )
     monkeypatch.setattr(presets, "PRESETS", {"tiny": tiny})
     pipeline = NervePipeline.from_preset("tiny", device="cpu")
     assert pipeline.config == tiny.config
-    assert pipeline(wide_picture, "cat, dog", window=3).label_map.shape == (60, 90)
+    assert pipeline(wide_image, "cat, dog", window=3).label_map.shape == (60, 90)
 
 
 def test_missing_libraries_name_the_extra(monkeypatch, clip_folder):

@@ -138,9 +138,9 @@ def test_demo_pictures_go_with_their_labels(folder):
     from PIL import Image
 
     document = json.loads((folder / "demo" / "labels.json").read_text())
-    assert {entry["file"] for entry in document["pictures"]} == {path.name for path in folder.glob("demo/*.png")}
-    assert [entry["style"] for entry in document["pictures"]].count("fluent") == 1
-    for entry in document["pictures"]:
+    assert {entry["file"] for entry in document["images"]} == {path.name for path in folder.glob("demo/*.png")}
+    assert [entry["style"] for entry in document["images"]].count("fluent") == 1
+    for entry in document["images"]:
         assert set(entry["labels"]) <= {"background", *NOUN_LIST}
         with Image.open(folder / "demo" / entry["file"]) as picture:
             assert picture.size == (192, 128)

@@ -15,7 +15,7 @@ METHODS = ["clip", "clip+walk uniform", "clip+walk entropy", "clip+walk informat
 
 
 def own_words() -> dict[str, dict[str, Any]]:
-    """What was selected for pictures that are asked for their own words: what the preset is for."""
+    """What was selected for images that are asked for their own words: what the preset is for."""
     summary = json.loads((RESULTS / "embedded_quality.json").read_text(encoding="utf-8"))
     return summary["vocabularies"]["own words"]
 

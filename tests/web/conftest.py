@@ -34,9 +34,9 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def as_bytes(picture: Image.Image, kind: str = "PNG") -> bytes:
+def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format=kind)
+    image.save(stream, format=kind)
     return stream.getvalue()
 
 

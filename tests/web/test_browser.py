@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt install chromium)"),
 ]
-PATIENCE = 90_000  # milliseconds; a busy machine is slow, not wrong
+GROUP_TIMEOUT = 90_000  # milliseconds; a busy machine is slow, not wrong
 
 
 class Server:
@@ -38,7 +38,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
-        command = [sys.executable, "-m", "nerve_kernels.web.command", "--port", str(self.port), "--device", "cpu"]
+        command = [sys.executable, "-m", "nerve_kernels.cli.web_command", "--port", str(self.port), "--device", "cpu"]
         self.process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
         )
@@ -77,7 +77,7 @@ class Visitor:
 
     def __init__(self, browser: Any, server: Server) -> None:
         self.tab = browser.new_page(viewport={"width": 1400, "height": 1150})
-        self.tab.set_default_timeout(PATIENCE)
+        self.tab.set_default_timeout(GROUP_TIMEOUT)
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
         self.refused: list[str] = []
@@ -97,14 +97,14 @@ class Visitor:
     def wait_for_status(self, words: str) -> str:
         """The banner, once it says these words."""
         banner = self.tab.locator("#status .nerve-status")
-        playwright.expect(banner).to_contain_text(re.compile(words), timeout=PATIENCE)
+        playwright.expect(banner).to_contain_text(re.compile(words), timeout=GROUP_TIMEOUT)
         return str(banner.inner_text())
 
-    def picture(self, name: str) -> str:
+    def image(self, name: str) -> str:
         return str(self.tab.locator(f"#{name} img").get_attribute("src"))
 
     def wait_for_change(self, name: str, before: str) -> None:
-        playwright.expect(self.tab.locator(f"#{name} img")).not_to_have_attribute("src", before, timeout=PATIENCE)
+        playwright.expect(self.tab.locator(f"#{name} img")).not_to_have_attribute("src", before, timeout=GROUP_TIMEOUT)
 
     def download(self, button: str) -> tuple[str, Path]:
         with self.tab.expect_download() as waiting:
@@ -136,10 +136,10 @@ def test_an_upload_with_labels(visitor, tmp_path):
     visitor.tab.fill("#labels textarea", "")
     visitor.tab.set_input_files("#drop-zone input", next(tmp_path.iterdir()))
     visitor.wait_for_status("Now type what to look for")
-    before = visitor.picture("after")
+    before = visitor.image("after")
     visitor.tab.fill("#labels textarea", "cat, apple|lemon, <img src=x onerror=alert(1)>")
     visitor.tab.click("#run button, button#run")
-    visitor.wait_for_status("look at the picture")
+    visitor.wait_for_status("look at the image")
     visitor.wait_for_change("after", before)
     name, file = visitor.download("#get-summary")
     summary = json.loads(file.read_text())
@@ -149,15 +149,15 @@ def test_an_upload_with_labels(visitor, tmp_path):
 
 
 def test_a_slider_runs_the_walk_only(visitor):
-    before, alone = visitor.picture("after"), visitor.picture("before")
+    before, alone = visitor.image("after"), visitor.image("before")
     number = visitor.tab.locator("#alpha input[type=number]")
     number.fill("0.3")
     number.press("Enter")
     banner = visitor.wait_for_status("Ran: random walk")
-    assert "look at the picture" not in banner
+    assert "look at the image" not in banner
     assert "affinity" not in banner
     visitor.wait_for_change("after", before)
-    assert visitor.picture("before") == alone
+    assert visitor.image("before") == alone
     handle = visitor.tab.locator("#window input[type=range]")
     handle.focus()
     handle.press("ArrowRight")
@@ -165,22 +165,22 @@ def test_a_slider_runs_the_walk_only(visitor):
 
 
 def test_a_click_moves_the_rows(visitor):
-    before, text = visitor.picture("row-mixed"), visitor.tab.locator("#rows-text")
+    before, text = visitor.image("row-mixed"), visitor.tab.locator("#rows-text")
     box = visitor.tab.locator("#after img").bounding_box()
     visitor.tab.locator("#after img").click(position={"x": box["width"] * 0.2, "y": box["height"] * 0.45})
-    playwright.expect(text).to_contain_text("column 15 of 48 × 72", timeout=PATIENCE)
+    playwright.expect(text).to_contain_text("column 15 of 48 × 72", timeout=GROUP_TIMEOUT)
     visitor.wait_for_change("row-mixed", before)
 
 
 def test_a_scene_is_chosen(visitor):
-    before = visitor.picture("after")
+    before = visitor.image("after")
     visitor.tab.locator("#scenes button").nth(1).click()
     playwright.expect(visitor.tab.locator("#labels textarea")).to_have_value("background, pig, banana, tree, umbrella")
     visitor.wait_for_change("after", before)
 
 
 @pytest.mark.parametrize("kind", ["overlay", "labels"])
-def test_pictures_are_downloaded(visitor, kind):
+def test_images_are_downloaded(visitor, kind):
     name, file = visitor.download(f"#get-{kind}")
     assert name == f"nerve_{kind}.png"
     with Image.open(file) as opened:
@@ -190,17 +190,17 @@ def test_pictures_are_downloaded(visitor, kind):
 
 
 def test_broken_and_oversized_files_are_refused_in_words(visitor, tmp_path):
-    before = visitor.picture("after")
+    before = visitor.image("after")
     for name, content, words in (
-        ("text.png", b"no picture", "not a picture that can be read here"),
-        ("truncated.png", png_claiming(500, 500), "This picture is damaged"),
+        ("text.png", b"no image", "not an image that can be read here"),
+        ("truncated.png", png_claiming(500, 500), "This image is damaged"),
         ("bomb.png", png_claiming(60_000, 60_000), "at most 40 million pixels"),
         ("large.png", b"\0" * (13 * 2**20), "has 13 MB. Wanted at most 12 MB"),
     ):
         (tmp_path / name).write_bytes(content)
         visitor.tab.set_input_files("#drop-zone input", tmp_path / name)
         visitor.wait_for_status(words)
-    assert visitor.picture("after") == before
+    assert visitor.image("after") == before
     visitor.tab.click("button#run")  # and the page goes on
     visitor.wait_for_status("Done in")
 

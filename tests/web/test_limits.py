@@ -6,19 +6,19 @@ from tests.web.conftest import as_bytes, data_url, png_claiming
 
 from nerve_kernels.segmentation import NerveConfig
 from nerve_kernels.web import limits
-from nerve_kernels.web.guard import LARGEST_BODY, Guard
+from nerve_kernels.web.guard import MAX_BODY_BYTES, Guard
 from nerve_kernels.web.limits import RefusedError, check_labels, check_settings, read_upload
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_every_named_format_is_read(kind):
-    picture = read_upload(data_url(as_bytes(Image.new("RGB", (40, 30), "red"), kind), "text/html"))
-    assert (picture.mode, picture.size) == ("RGB", (40, 30))
+    image = read_upload(data_url(as_bytes(Image.new("RGB", (40, 30), "red"), kind), "text/html"))
+    assert (image.mode, image.size) == ("RGB", (40, 30))
 
 
-def test_a_large_picture_is_shrunk_and_keeps_its_aspect():
-    picture = read_upload(data_url(as_bytes(Image.new("L", (3000, 1500)))))
-    assert picture.size == (limits.LONGEST_SIDE, limits.LONGEST_SIDE // 2)
+def test_a_large_image_is_shrunk_and_keeps_its_aspect():
+    image = read_upload(data_url(as_bytes(Image.new("L", (3000, 1500)))))
+    assert image.size == (limits.MAX_SIDE, limits.MAX_SIDE // 2)
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (8000, 8000), (2**31 - 1, 1), (40_000_001, 1)])
@@ -31,24 +31,24 @@ def test_pixels_are_counted_before_they_are_decoded(size, monkeypatch):
 def test_too_large_a_file_is_refused_before_it_is_unpacked(monkeypatch):
     monkeypatch.setattr(limits.base64, "b64decode", lambda *a, **o: pytest.fail("unpacked"))
     with pytest.raises(RefusedError, match=r"This file is too large\. Wanted at most 12 MB"):
-        read_upload("data:image/png;base64," + "A" * (limits.LARGEST_FILE * 4 // 3 + 100))
+        read_upload("data:image/png;base64," + "A" * (limits.MAX_FILE_BYTES * 4 // 3 + 100))
 
 
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
-        (None, "No picture came"),
-        ({"path": "/etc/passwd"}, "No picture came"),
-        ("/etc/passwd", "No picture came"),
+        (None, "No image came"),
+        ({"path": "/etc/passwd"}, "No image came"),
+        ("/etc/passwd", "No image came"),
         ("data:image/png;base64,@@@@", "did not arrive whole"),
-        (data_url(b""), "not a picture"),
-        (data_url(b"plain text"), "not a picture"),
-        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"), "not a picture"),
-        (data_url(as_bytes(Image.effect_noise((64, 64), 50))[:-900]), "This picture is damaged"),
-        (data_url(png_claiming(2000, 2000)), "This picture is damaged"),
+        (data_url(b""), "not an image"),
+        (data_url(b"plain text"), "not an image"),
+        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"), "not an image"),
+        (data_url(as_bytes(Image.effect_noise((64, 64), 50))[:-900]), "This image is damaged"),
+        (data_url(png_claiming(2000, 2000)), "This image is damaged"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_words(sent, words):
+def test_what_is_no_image_is_refused_in_words(sent, words):
     with pytest.raises(RefusedError, match=words):
         read_upload(sent)
 
@@ -80,7 +80,7 @@ def test_settings_that_would_take_long():
 
 
 HOST = {b"host": b"localhost:7860"}
-TOO_LONG = {b"content-length": str(LARGEST_BODY + 1).encode()}
+TOO_LONG = {b"content-length": str(MAX_BODY_BYTES + 1).encode()}
 
 
 def answer(
@@ -108,7 +108,7 @@ def answer(
         ("GET", "/assets/index.js", {}, 200),
         ("GET", "/gradio_api/heartbeat/abc", {}, 200),
         ("POST", "/gradio_api/queue/join", {b"content-length": b"500"}, 200),
-        ("POST", "/gradio_api/queue/join", {b"content-length": str(LARGEST_BODY).encode()}, 200),
+        ("POST", "/gradio_api/queue/join", {b"content-length": str(MAX_BODY_BYTES).encode()}, 200),
         ("POST", "/gradio_api/upload", {b"content-length": b"500"}, 403),
         ("POST", "/upload/", {b"content-length": b"500"}, 403),
         ("GET", "/gradio_api/file=/etc/passwd", {}, 403),

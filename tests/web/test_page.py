@@ -17,10 +17,10 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerv
 
 import gradio
 
+from nerve_kernels.cli.web_command import main
 from nerve_kernels.web import snippets
 from nerve_kernels.web.affinity_rows import draw_row
-from nerve_kernels.web.command import main
-from nerve_kernels.web.opened_picture import HeadWeight
+from nerve_kernels.web.opened_image import HeadWeight
 from nerve_kernels.web.page import Page, Shown
 from nerve_kernels.web.scenes import scenes
 from nerve_kernels.web.workbench import Workbench
@@ -42,7 +42,7 @@ def test_the_first_scene_is_shown_once_the_models_are_there(page):
     assert "Done in" in last[page.status]
     assert last[page.after].width == last[page.before].width == 720
     assert last[page.shown].labels == scenes()[0].labels
-    assert all(picture is not None for picture in (last[row] for row in page.rows))
+    assert all(image is not None for image in (last[row] for row in page.rows))
 
 
 def test_loading_and_failing_are_said(workbench):
@@ -64,17 +64,17 @@ def test_loading_and_failing_are_said(workbench):
 
 
 def test_an_upload_without_labels_waits_for_them(page):
-    sent = data_url(as_bytes(scenes()[1].picture))
-    (only,) = page.on_upload(event(picture=sent), "  ", *SETTINGS)
+    sent = data_url(as_bytes(scenes()[1].image))
+    (only,) = page.on_upload(event(image=sent), "  ", *SETTINGS)
     assert "Now type what to look for" in only[page.status]
     answer = page.on_run(only[page.shown], scenes()[1].labels, *SETTINGS)
-    assert "Stable Diffusion and CLIP look at the picture" in answer[page.status]
+    assert "Stable Diffusion and CLIP look at the image" in answer[page.status]
     assert "pig" in answer[page.shown].labels
 
 
 @pytest.mark.parametrize(
     ("sent", "words"),
-    [({"too_large": 50 * 2**20}, "has 50 MB. Wanted at most 12 MB"), ({"picture": "x"}, "No picture"), ({}, "No pic")],
+    [({"too_large": 50 * 2**20}, "has 50 MB. Wanted at most 12 MB"), ({"image": "x"}, "No image"), ({}, "No image")],
 )
 def test_a_bad_upload_changes_the_status_only(page, sent, words):
     (only,) = page.on_upload(event(**sent), "cat", *SETTINGS)
@@ -83,8 +83,8 @@ def test_a_bad_upload_changes_the_status_only(page, sent, words):
     assert "error" in only[page.status]
 
 
-def test_bad_labels_and_no_picture_are_said(page):
-    assert "Drop a picture" in page.on_run(Shown(), "cat, dog", *SETTINGS)[page.status]
+def test_bad_labels_and_no_image_are_said(page):
+    assert "Drop an image" in page.on_run(Shown(), "cat, dog", *SETTINGS)[page.status]
     *_, last = page.on_load(*SETTINGS)
     shown = last[page.shown]
     for labels, words in (("cat,,dog", "label 2 is empty"), ("", "Type what"), ("cat", "got only"), ("a, a", "twice")):
@@ -104,7 +104,7 @@ def test_a_slider_and_a_click(page):
     clicked = page.on_click(event(index=[719, 479]), answer[page.shown])
     assert clicked[page.shown].point == pytest.approx((192, 128), abs=0.2)
     assert "row 48, column 72 of 48 × 72" in clicked[page.rows_text]
-    # tokens are 10 of the drawn picture's pixels wide: a click belongs to the one it is in, to the pixel
+    # tokens are 10 of the drawn image's pixels wide: a click belongs to the one it is in, to the pixel
     for x, column in ((139, 14), (140, 15), (142, 15), (149, 15), (150, 16)):
         clicked = page.on_click(event(index=[x, 5]), answer[page.shown])
         assert f"row 1, column {column} of" in clicked[page.rows_text]
@@ -120,10 +120,10 @@ def test_what_is_shown_is_each_in_its_place(page):
     wanted = {page.before: outcome.before.overlay, page.after: outcome.after.overlay}
     rows = bench.rows(shown.key, shown.point, shown.config)
     for place, row in zip(page.rows, (rows.local, rows.coarse, rows.mixed), strict=True):
-        wanted[place] = draw_row(row, rows.token, bench.opened(shown.key).picture)
-    assert len({picture.tobytes() for picture in wanted.values()}) == 5
-    for place, picture in wanted.items():
-        assert answer[place].tobytes() == picture.tobytes()
+        wanted[place] = draw_row(row, rows.token, bench.opened(shown.key).image)
+    assert len({image.tobytes() for image in wanted.values()}) == 5
+    for place, image in wanted.items():
+        assert answer[place].tobytes() == image.tobytes()
 
 
 def test_downloads_are_what_is_shown(page):
@@ -139,7 +139,7 @@ def test_downloads_are_what_is_shown(page):
     assert summary["config"]["alpha"] == 0.8
 
 
-def test_a_picture_let_go_of_is_said_when_it_is_asked_for(page):
+def test_an_image_let_go_of_is_said_when_it_is_asked_for(page):
     *_, last = page.on_load(*SETTINGS)
     for i in range(8):
         page.workbench.add(Image.new("RGB", (8, 8), (i, 0, 0)))
@@ -155,7 +155,7 @@ def test_memory_that_runs_out_is_said(page, monkeypatch):
 
     *_, last = page.on_load(*SETTINGS)
     monkeypatch.setattr(page.workbench, "segment", run_out)
-    assert "not enough memory for this picture" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
+    assert "not enough memory for this image" in page.on_slider(last[page.shown], *SETTINGS)[page.status]
 
 
 def test_no_endpoint_is_offered_to_programs(page):

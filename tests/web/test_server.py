@@ -17,7 +17,7 @@ from tests.web.conftest import as_bytes, data_url
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'nerve_kernels[web]'")
 
-from nerve_kernels.web.command import launch
+from nerve_kernels.cli.web_command import launch
 from nerve_kernels.web.guard import HEADERS
 from nerve_kernels.web.page import Page
 from nerve_kernels.web.workbench import Workbench
@@ -83,15 +83,15 @@ def server(folder: Path, pipeline: Any) -> Iterator[Server]:
 
 
 def test_an_upload_leaves_no_file_and_no_address_to_fetch_it_from(server, folder):
-    picture = Image.radial_gradient("L").resize((60, 40)).convert("RGB")
+    image = Image.radial_gradient("L").resize((60, 40)).convert("RGB")
     server.call("on_upload", [None, *SETTINGS], session="uploads")  # changes a part of the page, and so makes it anew
-    answer = server.call("on_upload", ["cat, apple", *SETTINGS], {"picture": data_url(as_bytes(picture))}, "uploads")
+    answer = server.call("on_upload", ["cat, apple", *SETTINGS], {"image": data_url(as_bytes(image))}, "uploads")
     assert answer["success"], answer
     assert "data:image/png;base64," in json.dumps(answer)
     assert "file=" not in json.dumps(answer)
     assert [str(path) for path in folder.rglob("*") if path.is_file()] == []
     (folder / "gradio").mkdir(exist_ok=True)
-    (folder / "gradio" / "image.png").write_bytes(as_bytes(picture))  # and if there were one, it would not be served
+    (folder / "gradio" / "image.png").write_bytes(as_bytes(image))  # and if there were one, it would not be served
     for prefix in ("/gradio_api/file=", "/gradio_api/file/", "/file="):
         status, _, said = server.ask("GET", f"{prefix}{folder / 'gradio' / 'image.png'}")
         assert status == 403
@@ -99,8 +99,8 @@ def test_an_upload_leaves_no_file_and_no_address_to_fetch_it_from(server, folder
     (folder / "gradio" / "image.png").unlink()
 
 
-UPLOAD = {"picture": data_url(as_bytes(Image.new("RGB", (8, 8), "red")))}
-NO_FILE = {"path": "https://example.org/picture.png", "meta": {"_type": "gradio.FileData"}}
+UPLOAD = {"image": data_url(as_bytes(Image.new("RGB", (8, 8), "red")))}
+NO_FILE = {"path": "https://example.org/image.png", "meta": {"_type": "gradio.FileData"}}
 
 
 @pytest.fixture
@@ -119,22 +119,22 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
         ("on_upload", [None, *SETTINGS], UPLOAD, "labels: expected text"),
         ("on_upload", [NO_FILE, *SETTINGS], UPLOAD, "inputs: expected numbers and texts"),
         ("on_upload", [["cat"], *SETTINGS], UPLOAD, "inputs: expected numbers and texts"),
-        ("on_upload", ["cat, dog", *SETTINGS], None, "No picture came"),
-        ("on_upload", ["cat, dog", *SETTINGS], "text", "No picture came"),
-        ("on_upload", ["cat, dog", *SETTINGS], {"too_large": "much"}, "No picture came"),
+        ("on_upload", ["cat, dog", *SETTINGS], None, "No image came"),
+        ("on_upload", ["cat, dog", *SETTINGS], "text", "No image came"),
+        ("on_upload", ["cat, dog", *SETTINGS], {"too_large": "much"}, "No image came"),
         ("on_upload", ["cat, dog", 0.8], UPLOAD, "enough input"),
         ("on_upload", ["cat, dog", "high", *SETTINGS[1:]], UPLOAD, "slider"),
         ("on_upload", ["cat, dog", 5, *SETTINGS[1:]], UPLOAD, "greater than maximum"),
         ("on_upload", ["cat, dog", float("nan"), *SETTINGS[1:]], UPLOAD, "alpha"),
         ("on_run", [None, None, *SETTINGS], None, "Type what to look for"),
-        ("on_run", [None, "cat, dog", *SETTINGS], None, "Drop a picture"),
+        ("on_run", [None, "cat, dog", *SETTINGS], None, "Drop an image"),
         ("on_slider", [None, *SETTINGS], None, "Type what to look for"),
         ("on_slider", [None, None, *SETTINGS[1:]], None, ""),
         ("on_scene", SETTINGS, None, "scene: expected 0 to"),
         ("on_scene", SETTINGS, {"index": 99, "value": None}, "scene: expected 0 to"),
         ("on_scene", SETTINGS, {"index": [0, 1], "value": None}, "scene: expected 0 to"),
-        ("on_click", [None], None, "Drop a picture"),
-        ("on_click", [None], {"index": "x", "value": None}, "Drop a picture"),
+        ("on_click", [None], None, "Drop an image"),
+        ("on_click", [None], {"index": "x", "value": None}, "Drop an image"),
         ("make", [None], None, "There is no result yet"),
     ],
 )

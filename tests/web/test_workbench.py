@@ -11,7 +11,7 @@ from PIL import Image
 
 from nerve_kernels.segmentation import NerveConfig
 from nerve_kernels.segmentation.result import Segmentation
-from nerve_kernels.web import opened_picture as stages
+from nerve_kernels.web import opened_image as phases
 from nerve_kernels.web import workbench as module
 from nerve_kernels.web.affinity_rows import affinity_row, draw_row
 from nerve_kernels.web.limits import RefusedError
@@ -23,7 +23,7 @@ WORDS = scenes()[0].labels
 
 @pytest.fixture
 def key(workbench: Workbench) -> str:
-    return workbench.add(scenes()[0].picture)
+    return workbench.add(scenes()[0].image)
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def config(workbench: Workbench) -> NerveConfig:
 def test_the_outcome_is_the_pipelines(workbench, key, config):
     outcome = workbench.segment(key, WORDS, config)
     pipeline = workbench.pipeline()
-    wanted = pipeline(scenes()[0].picture, WORDS, beta=0.5)
+    wanted = pipeline(scenes()[0].image, WORDS, beta=0.5)
     after = outcome.after.segmentation
     assert after.labels == wanted.labels
     assert after.background == wanted.background == 0
     torch.testing.assert_close(after.token_probabilities, wanted.token_probabilities)
     assert torch.equal(after.label_map, wanted.label_map)
-    alone = pipeline(scenes()[0].picture, WORDS, walk=False)
+    alone = pipeline(scenes()[0].image, WORDS, walk=False)
     assert torch.equal(outcome.before.segmentation.label_map, alone.label_map)
     assert not torch.equal(after.label_map, alone.label_map)
 
@@ -49,44 +49,44 @@ def test_the_outcome_is_the_pipelines(workbench, key, config):
     ("change", "ran"),
     [
         ({}, []),
-        ({"alpha": 0.3}, [stages.WALK]),
-        ({"steps": 3}, [stages.WALK]),
-        ({"beta": 0.9}, [stages.WALK]),
-        ({"beta": 0.0}, [stages.WALK]),
-        ({"window": 5}, [stages.LOCAL, stages.WALK]),
-        ({"temperature": 2.0}, [stages.GLOBAL, stages.LOCAL, stages.WALK]),
+        ({"alpha": 0.3}, [phases.WALK]),
+        ({"steps": 3}, [phases.WALK]),
+        ({"beta": 0.9}, [phases.WALK]),
+        ({"beta": 0.0}, [phases.WALK]),
+        ({"window": 5}, [phases.LOCAL, phases.WALK]),
+        ({"temperature": 2.0}, [phases.GLOBAL, phases.LOCAL, phases.WALK]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_slider_runs_only_what_depends_on_it(workbench, key, config, change, ran):
     workbench.segment(key, WORDS, config)
     seconds = workbench.segment(key, WORDS, config.replace(**change)).seconds
-    assert [stage for stage in seconds if stage != stages.DRAWING] == ran
+    assert [phase for phase in seconds if phase != phases.DRAWING] == ran
     assert workbench.segment(key, WORDS, config.replace(**change)).seconds == {}
 
 
-def test_other_words_do_not_look_at_the_picture_again(workbench, key, config):
+def test_other_words_do_not_look_at_the_image_again(workbench, key, config):
     first = workbench.segment(key, WORDS, config).seconds
-    assert stages.FEATURES in first
+    assert phases.FEATURES in first
     second = workbench.segment(key, "background, cat, rose", config).seconds
-    assert [stage for stage in second if stage != stages.DRAWING] == [stages.SEEDS, stages.WALK]
+    assert [phase for phase in second if phase != phases.DRAWING] == [phases.SEEDS, phases.WALK]
 
 
 def test_rows_are_those_of_the_dense_affinity(workbench, key, config):
     workbench.segment(key, WORDS, config)
     rows = workbench.rows(key, (100, 70), config)
     height, width = rows.local.shape
-    picture = scenes()[0].picture
-    assert rows.token == (70 * height // picture.height, 100 * width // picture.width)
+    image = scenes()[0].image
+    assert rows.token == (70 * height // image.height, 100 * width // image.width)
     index = rows.token[0] * width + rows.token[1]
-    features = workbench.pipeline().encode(picture, config=config)
+    features = workbench.pipeline().encode(image, config=config)
     for row, beta in ((rows.local, 0.0), (rows.coarse, 1.0), (rows.mixed, 0.5)):
         dense = features.affinity(config.replace(beta=beta)).to_dense()
         torch.testing.assert_close(row.flatten(), dense[0, index])
         assert row.sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_pixels_outside_the_picture_take_the_nearest_token(workbench, key, config):
+def test_pixels_outside_the_image_take_the_nearest_token(workbench, key, config):
     assert workbench.rows(key, (-5, 10**6), config).token == (47, 0)
 
 
@@ -122,7 +122,7 @@ def test_states_while_models_load():
 
     bench = Workbench(load)
     bench.start_loading()
-    key = bench.add(scenes()[0].picture)
+    key = bench.add(scenes()[0].image)
     assert bench.models_state().state == "loading"
     with pytest.raises(RefusedError, match="still loading"):
         bench.segment(key, WORDS, NerveConfig())
@@ -132,31 +132,31 @@ def test_states_while_models_load():
         bench.segment(key, WORDS, NerveConfig())
 
 
-def test_only_the_latest_pictures_are_held(workbench):
-    keys = [workbench.add(Image.new("RGB", (8, 8), (i, i, i))) for i in range(module.PICTURES_HELD)]
-    assert workbench.opened(keys[0]).picture.getpixel((0, 0)) == (0, 0, 0)  # and so it is the latest used
+def test_only_the_latest_images_are_held(workbench):
+    keys = [workbench.add(Image.new("RGB", (8, 8), (i, i, i))) for i in range(module.IMAGES_HELD)]
+    assert workbench.opened(keys[0]).image.getpixel((0, 0)) == (0, 0, 0)  # and so it is the latest used
     newest = workbench.add(Image.new("RGB", (8, 8), "red"))
     with pytest.raises(RefusedError, match="no longer held"):
         workbench.opened(keys[1])
     assert workbench.opened(keys[0]) is not workbench.opened(newest)
     for wrong in (None, "", {"path": "/etc/passwd"}):
-        with pytest.raises(RefusedError, match="Drop a picture"):
+        with pytest.raises(RefusedError, match="Drop an image"):
             workbench.opened(wrong)
 
 
-def test_of_two_hundred_pictures_only_the_latest_stay_in_memory(pipeline, monkeypatch):
-    """Without the garbage collector: a picture's tensors must go with the picture, not when it comes round."""
+def test_of_two_hundred_images_only_the_latest_stay_in_memory(pipeline, monkeypatch):
+    """Without the garbage collector: an image's tensors must go with the image, not when it comes round."""
     config = pipeline.config.replace(steps=1)
     encoded = pipeline.encode(Image.new("RGB", (32, 32)), config=config.replace(walk=True))
     alive: list[weakref.ref] = []
 
     class Encoded:
-        """The pipeline, with the models' part done once for all pictures."""
+        """The pipeline, with the models' part done once for all images."""
 
         def __getattr__(self, name):
             return getattr(pipeline, name)
 
-        def encode(self, picture, config):
+        def encode(self, image, config):
             features = copy.copy(encoded)
             alive.append(weakref.ref(features))
             return features
@@ -174,10 +174,10 @@ def test_of_two_hundred_pictures_only_the_latest_stay_in_memory(pipeline, monkey
             bench.rows(key, (0, 0), config)
             bench.head_weights(key, config)
             alive += [weakref.ref(bench.opened(key)), weakref.ref(outcome.after.segmentation.label_map)]
-            assert sum(reference() is not None for reference in alive) <= 3 * module.PICTURES_HELD + 1
+            assert sum(reference() is not None for reference in alive) <= 3 * module.IMAGES_HELD + 1
     finally:
         gc.enable()
-    assert sum(reference() is not None for reference in alive) == 3 * module.PICTURES_HELD
+    assert sum(reference() is not None for reference in alive) == 3 * module.IMAGES_HELD
 
 
 def test_jobs_run_one_at_a_time(workbench, config, monkeypatch):
@@ -190,18 +190,18 @@ def test_jobs_run_one_at_a_time(workbench, config, monkeypatch):
         time.sleep(0.01)
         running -= 1
 
-    monkeypatch.setattr(stages.OpenedPicture, "segment", run)
-    keys = [workbench.add(scene.picture) for scene in scenes()]
+    monkeypatch.setattr(phases.OpenedImage, "segment", run)
+    keys = [workbench.add(scene.image) for scene in scenes()]
     with ThreadPoolExecutor(len(keys)) as pool:
         list(pool.map(lambda key: workbench.segment(key, WORDS, config), keys * 3))
     assert (running, most) == (0, 1)
 
 
-def test_the_same_picture_is_opened_once(workbench):
-    one, other = (workbench.add(scenes()[1].picture.copy()) for _ in range(2))
+def test_the_same_image_is_opened_once(workbench):
+    one, other = (workbench.add(scenes()[1].image.copy()) for _ in range(2))
     assert one == other
     assert workbench.opened(one) is workbench.opened(other)
-    # pixels alone do not make a picture: 2 × 4 and 4 × 2 of one colour hold the same bytes
+    # pixels alone do not make an image: 2 × 4 and 4 × 2 of one colour hold the same bytes
     assert workbench.add(Image.new("RGB", (2, 4))) != workbench.add(Image.new("RGB", (4, 2)))
 
 

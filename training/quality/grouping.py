@@ -13,7 +13,7 @@ import torch
 from training.paths import EMBEDDED
 
 from nerve_kernels.evaluation import EmbeddedScenes
-from nerve_kernels.segmentation.diffusion import DiffusionFeatures
+from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 
 TIMESTEPS = (1, 50, 100, 200, 300, 500)
 

@@ -25,8 +25,8 @@ from training.quality.search import RESULTS, Split
 import nerve_kernels as nk
 from nerve_kernels.evaluation import EmbeddedScene, EmbeddedScenes, MeanIoU
 from nerve_kernels.segmentation import ImageFeatures, NerveConfig, NervePipeline
-from nerve_kernels.segmentation.prompts import BACKGROUND
-from nerve_kernels.segmentation.upsampling import best_labels, upsample
+from nerve_kernels.segmentation.output.upsampling import best_labels, upsample
+from nerve_kernels.segmentation.text_image.prompts import BACKGROUND
 
 VARIED: Sequence[tuple[str, Sequence[dict[str, Any]]]] = (
     ("CLIP: picture size", [{"clip_size": size} for size in (96, 160, 192)]),

@@ -32,9 +32,9 @@ from training.paths import REPOSITORY
 from nerve_kernels.evaluation import EmbeddedScene, EmbeddedScenes, MeanIoU
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS
-from nerve_kernels.segmentation.files import write_whole
+from nerve_kernels.segmentation.output.files import write_atomic
 from nerve_kernels.segmentation.pipeline import ImageFeatures
-from nerve_kernels.segmentation.prompts import BACKGROUND
+from nerve_kernels.segmentation.text_image.prompts import BACKGROUND
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
@@ -236,7 +236,7 @@ def evaluate(console: Console, validation_scenes: int | None, test_scenes: int |
     write_rows(RESULTS / "embedded_quality.csv", rows)
     write_rows(RESULTS / "embedded_quality_by_style.csv", by_style)
     summary = json.dumps({"made_with": description("cpu"), "vocabularies": details}, indent=2) + "\n"
-    write_whole(RESULTS / "embedded_quality.json", summary.encode())
+    write_atomic(RESULTS / "embedded_quality.json", summary.encode())
     return rows
 
 

@@ -95,7 +95,7 @@ def _build_demo(sprites: Sprites, backgrounds: Backgrounds) -> None:
         Image.fromarray(scene.image).save(folder / file, optimize=True)
         labels = [BACKGROUND, *sorted(scene.nouns, key=NOUN_LIST.index)]
         pictures.append({"file": file, "style": style, "labels": labels, "seed": seed})
-    (folder / "labels.json").write_text(_compact_json({"licences": _licences(), "pictures": pictures}))
+    (folder / "labels.json").write_text(_compact_json({"licences": _licences(), "images": pictures}))
 
 
 def _licences() -> dict[str, list[dict[str, str]]]:

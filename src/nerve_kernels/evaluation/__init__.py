@@ -2,7 +2,7 @@
 
 from .datasets import ADE20K, COCO, DATASETS, Cityscapes, PascalContext, PascalVOC, open_dataset
 from .embedded import EmbeddedScene, EmbeddedScenes
-from .labelled_pictures import LabelledPicture, LabelledPictures, PicturesInFiles, UnreadablePictureError
+from .labelled_images import ImagesInFiles, LabelledImage, LabelledImages, UnreadableImageError
 from .layouts import DatasetNotFoundError
 from .metrics import IoUScore, MeanIoU
 
@@ -14,13 +14,13 @@ __all__ = [
     "DatasetNotFoundError",
     "EmbeddedScene",
     "EmbeddedScenes",
+    "ImagesInFiles",
     "IoUScore",
-    "LabelledPicture",
-    "LabelledPictures",
+    "LabelledImage",
+    "LabelledImages",
     "MeanIoU",
     "PascalContext",
     "PascalVOC",
-    "PicturesInFiles",
-    "UnreadablePictureError",
+    "UnreadableImageError",
     "open_dataset",
 ]

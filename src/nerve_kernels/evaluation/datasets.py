@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from .class_lists import IGNORED, ClassList
 from .embedded import EmbeddedScenes
-from .labelled_pictures import LabelledPictures, PictureFiles, PicturesInFiles
+from .labelled_images import ImageFiles, ImagesInFiles, LabelledImages
 from .layouts import files_below, find_parts, read_split
 
 PathLike = str | os.PathLike[str]
 
 
-class PascalVOC(PicturesInFiles):
+class PascalVOC(ImagesInFiles):
     """Pascal VOC 2012: 20 classes, with the background 21.
 
     ``VOCdevkit/VOC2012`` as unpacked: palette PNGs in ``SegmentationClass`` (0 background, 255 not scored) and
@@ -51,10 +51,10 @@ class PascalVOC(PicturesInFiles):
         )
 
 
-class PascalContext(PicturesInFiles):
+class PascalContext(ImagesInFiles):
     """Pascal Context: 59 classes, with the background 60.
 
-    Either the published annotations, ``trainval/*.mat`` with a ``LabelMap`` of 459 labels, beside VOC 2010's pictures
+    Either the published annotations, ``trainval/*.mat`` with a ``LabelMap`` of 459 labels, beside VOC 2010's images
     and ``ImageSets/Main/<split>.txt``; or PNGs of the 59 classes (0 background) in ``SegmentationClassContext`` with
     ``ImageSets/SegmentationContext/<split>.txt``.
 
@@ -92,7 +92,7 @@ class PascalContext(PicturesInFiles):
         )
 
 
-class COCO(PicturesInFiles):
+class COCO(ImagesInFiles):
     """COCO 2017 with the pixel maps of COCO-Stuff (``stuffthingmaps``): 80 objects and background, or 171 classes.
 
     The maps hold the published ids less one; 255 is unlabelled: not scored among the 171 classes, background where
@@ -119,7 +119,7 @@ class COCO(PicturesInFiles):
             name="COCO-Stuff (171)" if stuff else "COCO-Object (81)",
             names=classes.all_names(background=not stuff),
             files=[
-                PictureFiles(path.stem, parts["images"] / f"{path.stem}.jpg", path)
+                ImageFiles(path.stem, parts["images"] / f"{path.stem}.jpg", path)
                 for path in files_below(parts["annotations"], ".png")
                 if path.stem.isdigit()  # conversions lie beside the maps as 000000000139_labelTrainIds.png
             ],
@@ -127,7 +127,7 @@ class COCO(PicturesInFiles):
         )
 
 
-class ADE20K(PicturesInFiles):
+class ADE20K(ImagesInFiles):
     """ADE20K's scene parsing benchmark: 150 classes.
 
     ``ADEChallengeData2016`` as unpacked: ``annotations/validation/*.png`` with labels 1 to 150; 0 is not scored.
@@ -148,14 +148,14 @@ class ADE20K(PicturesInFiles):
             name="ADE20K (150)",
             names=classes.names,
             files=[
-                PictureFiles(path.stem, parts["images"] / f"{path.stem}.jpg", path)
+                ImageFiles(path.stem, parts["images"] / f"{path.stem}.jpg", path)
                 for path in files_below(parts["annotations"], ".png")
             ],
             table=classes.table(range(151), background=False),
         )
 
 
-class Cityscapes(PicturesInFiles):
+class Cityscapes(ImagesInFiles):
     """Cityscapes: the 19 evaluated classes.
 
     ``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` and ``gtFine/<split>/<city>/*_gtFine_labelIds.png`` with the
@@ -177,8 +177,8 @@ class Cityscapes(PicturesInFiles):
         files = []
         for path in files_below(parts["annotations"], ending):
             identifier = path.name.removesuffix(ending)
-            picture = parts["images"] / path.parent.name / f"{identifier}_leftImg8bit.png"
-            files.append(PictureFiles(identifier, picture, path))
+            image = parts["images"] / path.parent.name / f"{identifier}_leftImg8bit.png"
+            files.append(ImageFiles(identifier, image, path))
         super().__init__(
             name="Cityscapes (19)",
             names=classes.names,
@@ -197,9 +197,9 @@ def read_label_map(path: Path) -> npt.NDArray[Any]:
     return np.asarray(loadmat(path)["LabelMap"]).astype(np.int64)
 
 
-def _by_identifier(parts: Mapping[str, Path], annotation_suffix: str) -> list[PictureFiles]:
+def _by_identifier(parts: Mapping[str, Path], annotation_suffix: str) -> list[ImageFiles]:
     return [
-        PictureFiles(name, parts["images"] / f"{name}.jpg", parts["annotations"] / f"{name}{annotation_suffix}")
+        ImageFiles(name, parts["images"] / f"{name}.jpg", parts["annotations"] / f"{name}{annotation_suffix}")
         for name in read_split(parts["split"])
     ]
 
@@ -213,11 +213,11 @@ class DatasetEntry:
         open: (root, split) to the data set.
         split: the usual one.
         preset: models.
-        vocabulary: ``"dataset"``: every picture is asked for all classes; ``"picture"``: for those in its truth.
+        vocabulary: ``"dataset"``: every image is asked for all classes; ``"image"``: for those in its truth.
     """
 
     title: str
-    open: Callable[[PathLike, str], LabelledPictures[Any]]
+    open: Callable[[PathLike, str], LabelledImages[Any]]
     split: str = "val"
     preset: str = "sd15-clip-b16"
     vocabulary: str = "dataset"
@@ -250,13 +250,13 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             lambda root, split: EmbeddedScenes(split),
             split="test",
             preset="embedded",
-            vocabulary="picture",
+            vocabulary="image",
         ),
     }
 )
 
 
-def open_dataset(name: str, root: PathLike | None = None, *, split: str | None = None) -> LabelledPictures[Any]:
+def open_dataset(name: str, root: PathLike | None = None, *, split: str | None = None) -> LabelledImages[Any]:
     """A data set by its name.
 
     Args:
@@ -266,7 +266,7 @@ def open_dataset(name: str, root: PathLike | None = None, *, split: str | None =
         split: None: the one that is usually scored.
 
     Returns:
-        A map-style dataset of :class:`LabelledPicture`.
+        A map-style dataset of :class:`LabelledImage`.
 
     Raises:
         ValueError: an unknown name or split, or no root.

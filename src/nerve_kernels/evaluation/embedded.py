@@ -1,4 +1,4 @@
-"""The scenes that ship with the package: pictures of several objects, with exact masks."""
+"""The scenes that ship with the package: images of several objects, with exact masks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .labelled_pictures import LabelledPicture, LabelledPictures
+from .labelled_images import LabelledImage, LabelledImages
 
 SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddedScene(LabelledPicture):
-    """A picture of several objects and the truth about it.
+class EmbeddedScene(LabelledImage):
+    """An image of several objects and the truth about it.
 
     Args:
         image: RGB, 128×128.
@@ -34,7 +34,7 @@ class EmbeddedScene(LabelledPicture):
     style: str
 
 
-class EmbeddedScenes(LabelledPictures[EmbeddedScene]):
+class EmbeddedScenes(LabelledImages[EmbeddedScene]):
     """Scenes of 2 to 5 everyday objects, drawn from openly licensed artwork on varied backgrounds.
 
     A map-style ``torch.utils.data.Dataset``; nothing is downloaded. ``"validation"`` holds 100

@@ -8,29 +8,29 @@ from typing import Any
 
 import torch
 
-from .labelled_pictures import LabelledPictures
+from .labelled_images import LabelledImages
 from .processes import Processes
-from .run_folder import PictureRecord, RunFolder
+from .run_folder import ImageRecord, RunFolder
 
 MAX_NAMED = 3
 
 
 class Finished:
-    """The records that count, each picture once over all processes.
+    """The records that count, each image once over all processes.
 
     A record counts while the files that it was made from are as they were; of one that does not, another record of
-    the same picture may, made after the change.
+    the same image may, made after the change.
 
     Args:
         folder: Of the run. Nodes need not share it: each process counts what it sees.
-        dataset: The pictures.
+        dataset: The images.
         chosen: Indices of those that are to be scored.
         processes: All of the run.
         verify: Compare the bytes of files, whatever their size and time.
-        redo_changed: Leave pictures whose files have changed open, in place of refusing them.
+        redo_changed: Leave images whose files have changed open, in place of refusing them.
 
     Raises:
-        ValueError: Files have changed since they were scored; up to three pictures are named. Or a damaged shard.
+        ValueError: Files have changed since they were scored; up to three images are named. Or a damaged shard.
 
     Attributes:
         still_open: Indices that no process has a record of.
@@ -40,7 +40,7 @@ class Finished:
     def __init__(
         self,
         folder: RunFolder,
-        dataset: LabelledPictures[Any],
+        dataset: LabelledImages[Any],
         chosen: Sequence[int],
         processes: Processes,
         *,
@@ -48,11 +48,11 @@ class Finished:
         redo_changed: bool = False,
     ) -> None:
         self._folder, self._dataset, self._verify = folder, dataset, verify
-        self._stale: set[PictureRecord] = set()
+        self._stale: set[ImageRecord] = set()
         self.unchecked = 0
         wanted = torch.zeros(len(dataset), dtype=torch.bool)
         wanted[list(chosen)] = True
-        # of each picture the first process that sees it finished, or the number of processes
+        # of each image the first process that sees it finished, or the number of processes
         owner = torch.full((len(dataset),), processes.count, dtype=torch.int64)
         for record in folder.records():
             if wanted[record.index] and owner[record.index] != processes.rank:
@@ -68,7 +68,7 @@ class Finished:
         if changed and not redo_changed:
             self._refuse(changed)
 
-    def records(self) -> Iterator[PictureRecord]:
+    def records(self) -> Iterator[ImageRecord]:
         """Those of this process's share; to be gone through once."""
         for record in self._folder.records():
             if self._to_count[record.index] and record not in self._stale:
@@ -76,7 +76,7 @@ class Finished:
                 self.unchecked += not record.files and bool(self._dataset.files(record.index))
                 yield record
 
-    def _is_fresh(self, record: PictureRecord) -> bool:
+    def _is_fresh(self, record: ImageRecord) -> bool:
         if not record.files:
             return True
         paths = self._dataset.files(record.index)

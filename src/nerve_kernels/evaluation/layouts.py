@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-MOST_SHOWN = 12
+MAX_SHOWN = 12
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -56,8 +56,8 @@ def _contents(folder: Path) -> str:
     if not folder.is_dir():
         return "nothing; it is no folder" if folder.exists() else "nothing; it does not exist"
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return (", ".join(names[:MOST_SHOWN]) or "nothing; it is empty") + more
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return (", ".join(names[:MAX_SHOWN]) or "nothing; it is empty") + more
 
 
 def read_split(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Mean intersection over union, from one confusion matrix over all pictures."""
+"""Mean intersection over union, from one confusion matrix over all images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class MeanIoU:
     """Accumulates label maps; the counts are one ``torchmetrics`` confusion matrix.
 
     IoU of class c = n_cc / (Σ_k n_ck + Σ_k n_kc − n_cc), with n_tp the number of pixels of
-    class t predicted as p, over *all* pictures (not a mean of means over pictures).
+    class t predicted as p, over *all* images (not a mean of means over images).
 
     Args:
         classes: names, the position being the index in the label maps.
@@ -116,7 +116,7 @@ class MeanIoU:
         self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=ignore_index).to(device or "cpu")
 
     def update(self, prediction: LabelMap, truth: LabelMap) -> None:
-        """Count one picture (or a batch): label maps of one shape."""
+        """Count one image (or a batch): label maps of one shape."""
         predicted, wanted = _same_shape(prediction, truth)
         device = self.confusion.device
         self.confusion.update(predicted.flatten().to(device), wanted.flatten().to(device))

@@ -14,7 +14,7 @@ import torch.distributed as distributed
 Shared = TypeVar("Shared")
 
 # The processes meet at the start and at the end only, and one may be busy for long after another has finished.
-PATIENCE = datetime.timedelta(days=7)
+GROUP_TIMEOUT = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Processes:
             return cls(device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
         return cls(distributed.get_rank(), distributed.get_world_size(), device)
 
     @property

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from nerve_kernels.segmentation.files import write_whole
-from nerve_kernels.segmentation.render import render_overlay
+from nerve_kernels.segmentation.output.files import write_atomic
+from nerve_kernels.segmentation.output.render import render_overlay
 
 from .class_lists import IGNORED
 from .runner import Evaluation
@@ -30,7 +30,7 @@ def write_report(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[s
 
     Args:
         folder: of the run.
-        scorer: what it was made with; segments the best and worst pictures once more.
+        scorer: what it was made with; segments the best and worst images once more.
         evaluation: what it has found.
 
     Returns:
@@ -38,10 +38,10 @@ def write_report(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[s
     """
     result = summarize(scorer, evaluation)
     overlays = _write_overlays(folder, scorer, evaluation)
-    write_whole(folder / CHART, _chart(evaluation))
-    write_whole(folder / "report.md", _markdown(result, overlays).encode())
+    write_atomic(folder / CHART, _chart(evaluation))
+    write_atomic(folder / "report.md", _markdown(result, overlays).encode())
     # last, so that whoever finds it finds everything
-    write_whole(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
@@ -50,8 +50,8 @@ def summarize(scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
     return {
         **scorer.description,
         "class_names": list(scorer.dataset.classes),
-        "pictures": evaluation.pictures,
-        "failures": [{"picture": name, "reason": reason} for name, reason in evaluation.failures],
+        "images": evaluation.images,
+        "failures": [{"image": name, "reason": reason} for name, reason in evaluation.failures],
         "results": {
             name: {
                 "miou": score.miou,
@@ -64,9 +64,9 @@ def summarize(scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
         "last_run": {
             "processes": evaluation.processes,
             "threads": torch.get_num_threads(),
-            "resumed_pictures": evaluation.resumed,
+            "resumed_images": evaluation.resumed,
             "seconds": evaluation.seconds,
-            "pictures_per_second": evaluation.pictures_per_second,
+            "images_per_second": evaluation.images_per_second,
             "peak_memory_bytes": evaluation.peak_memory_bytes,
             "peak_gpu_memory_bytes": evaluation.peak_gpu_memory_bytes,
             "torch": torch.__version__,
@@ -80,7 +80,7 @@ def _markdown(result: Mapping[str, Any], overlays: Mapping[str, str]) -> str:
     lines = [
         f"# {result['dataset']}",
         "",
-        f"{result['pictures']} pictures, {len(result['failures'])} could not be scored; every picture was asked for "
+        f"{result['images']} images, {len(result['failures'])} could not be scored; every image was asked for "
         + ("all classes." if result["vocabulary"] == "dataset" else "the classes in its truth."),
         "",
         "| | mIoU (%) | pixel accuracy (%) |",
@@ -98,16 +98,16 @@ def _markdown(result: Mapping[str, Any], overlays: Mapping[str, str]) -> str:
             lines.append(
                 f"| {name} | " + " | ".join("–" if iou is None else f"{100 * iou:.1f}" for iou in found) + " |"
             )
-    computed = result["pictures"] - run["resumed_pictures"]
-    lines += ["", f"The last run computed {computed} pictures in {run['seconds']:.1f} s: "]
-    lines[-1] += f"{run['pictures_per_second']:.2f} pictures/s with {run['processes']} × {run['threads']} threads."
+    computed = result["images"] - run["resumed_images"]
+    lines += ["", f"The last run computed {computed} images in {run['seconds']:.1f} s: "]
+    lines[-1] += f"{run['images_per_second']:.2f} images/s with {run['processes']} × {run['threads']} threads."
     for place, key in (("A process", "peak_memory_bytes"), ("A GPU", "peak_gpu_memory_bytes")):
         if run[key] is not None:
             lines.append(f"{place} used at most {run[key] / 2**20:.0f} MB.")
     lines += [f"\n{title}\n\n![{title}]({path})" for title, path in overlays.items()]
     if result["failures"]:
         lines += ["", "Not scored:", ""]
-        lines += [f"- {failure['picture']}: {failure['reason']}" for failure in result["failures"]]
+        lines += [f"- {failure['image']}: {failure['reason']}" for failure in result["failures"]]
     return "\n".join(lines) + "\n"
 
 
@@ -117,17 +117,17 @@ def _write_overlays(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dic
     written = {}
     for kind, indices in (("best", evaluation.best), ("worst", evaluation.worst)):
         for place, index in enumerate(indices, start=1):
-            picture = scorer.dataset[index]
-            truth = torch.from_numpy(picture.mask.astype("int64"))
-            found = torch.from_numpy(scorer.label_map(picture, variant))
+            labelled = scorer.dataset[index]
+            truth = torch.from_numpy(labelled.mask.astype("int64"))
+            found = torch.from_numpy(scorer.label_map(labelled, variant))
             background = 0 if scorer.dataset.has_background else None
             panels = [
-                render_overlay(picture.image, labels, scorer.dataset.classes, background=background)
+                render_overlay(labelled.image, labels, scorer.dataset.classes, background=background)
                 for labels in (torch.where(truth == IGNORED, -1, truth), found)
             ]
             path = f"overlays/{kind}_{place}.png"
-            write_whole(folder / path, _png(_beside(panels)))
-            written[f"{kind.capitalize()} {place}: {picture.identifier}, the truth and what was found"] = path
+            write_atomic(folder / path, _png(_beside(panels)))
+            written[f"{kind.capitalize()} {place}: {labelled.identifier}, the truth and what was found"] = path
     return written
 
 
@@ -142,9 +142,9 @@ def _beside(panels: list[Image.Image]) -> Image.Image:
     return canvas
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()
 
 

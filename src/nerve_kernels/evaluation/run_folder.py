@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it goes on: finished pictures in shards, and what they were made with."""
+"""What a run leaves on disk while it goes on: finished images in shards, and what they were made with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nerve_kernels.segmentation.files import write_whole
+from nerve_kernels.segmentation.output.files import write_atomic
 
 from .file_states import FileState
 
@@ -25,14 +25,14 @@ MAX_PIXELS = 2**32
 
 
 @dataclass(frozen=True)
-class PictureRecord:
-    """One finished picture.
+class ImageRecord:
+    """One finished image.
 
     Args:
         index: in the data set.
         counts: for each variant of the method the non-zero entries of its confusion matrix, as (cell, pixels) with
             cell = truth · classes + prediction.
-        files: the state of each file that the picture and its truth were read from; None where the version that
+        files: the state of each file that the image and its truth were read from; None where the version that
             made the record kept none.
     """
 
@@ -41,10 +41,8 @@ class PictureRecord:
     files: tuple[FileState, ...] | None = None
 
     @classmethod
-    def from_matrices(
-        cls, index: int, matrices: list[torch.Tensor], files: tuple[FileState, ...] = ()
-    ) -> PictureRecord:
-        """From dense confusion matrices, of which a picture fills few cells."""
+    def from_matrices(cls, index: int, matrices: list[torch.Tensor], files: tuple[FileState, ...] = ()) -> ImageRecord:
+        """From dense confusion matrices, of which an image fills few cells."""
 
         def entries(matrix: torch.Tensor) -> tuple[tuple[int, int], ...]:
             flat = matrix.flatten()
@@ -55,15 +53,15 @@ class PictureRecord:
 
 
 class RunShape(NamedTuple):
-    """What the records of a run can hold: how many pictures, variants and classes there are."""
+    """What the records of a run can hold: how many images, variants and classes there are."""
 
-    pictures: int
+    images: int
     variants: int
     classes: int
 
 
 class RunFolder:
-    """Finished pictures of a run, safe against being killed at any moment.
+    """Finished images of a run, safe against being killed at any moment.
 
     Records are collected and written as a new shard, whole or not at all, under a name no other process uses; what
     has been written is never touched again.
@@ -84,22 +82,22 @@ class RunFolder:
         self.folder = Path(folder)
         self._shape = shape
         self._save_every = save_every
-        self._waiting: list[PictureRecord] = []
+        self._waiting: list[ImageRecord] = []
         self._saved_at = time.monotonic()
         plain = json.loads(json.dumps(description))
         file = self.folder / DESCRIPTION
         if file.exists():
-            difference = _difference(_read_json(file, "the description", "this folder"), plain)
+            difference = _difference(_in_new_words(_read_json(file, "the description", "this folder")), plain)
             if difference:
                 raise ValueError(
                     f"out: {self.folder} holds a run with {difference}; results of different runs are not mixed, so "
                     "choose another folder or delete this one"
                 )
         else:
-            write_whole(file, (json.dumps(plain, indent=2) + "\n").encode())
+            write_atomic(file, (json.dumps(plain, indent=2) + "\n").encode())
 
-    def add(self, record: PictureRecord) -> None:
-        """Keep a finished picture; it is on disk after at most `save_every` seconds and one more picture."""
+    def add(self, record: ImageRecord) -> None:
+        """Keep a finished image; it is on disk after at most `save_every` seconds and one more image."""
         self._waiting.append(record)
         if time.monotonic() - self._saved_at >= self._save_every:
             self.save()
@@ -110,11 +108,11 @@ class RunFolder:
             rows = json.dumps([_as_row(record) for record in self._waiting], separators=(",", ":"))
             name = f"{self._waiting[0].index:09d}-{uuid.uuid4().hex[:12]}.json"
             content = f'{{"sha256":"{_sha256(rows)}","rows":{rows}}}'
-            write_whole(self.folder / SHARDS / name, content.encode())
+            write_atomic(self.folder / SHARDS / name, content.encode())
         self._waiting = []
         self._saved_at = time.monotonic()
 
-    def records(self) -> Iterator[PictureRecord]:
+    def records(self) -> Iterator[ImageRecord]:
         """Every record on disk, shard after shard.
 
         Raises:
@@ -154,13 +152,13 @@ def _rows(content: Any) -> list[Any]:
     return content
 
 
-def _as_row(record: PictureRecord) -> list[Any]:
+def _as_row(record: ImageRecord) -> list[Any]:
     return [record.index, record.counts, record.files]
 
 
-def _from_row(row: Any, shape: RunShape) -> PictureRecord:
+def _from_row(row: Any, shape: RunShape) -> ImageRecord:
     index, counts, *rest = row
-    _check_count("index", index, shape.pictures)
+    _check_count("index", index, shape.images)
     if len(counts) != shape.variants:
         raise ValueError(f"counts of {len(counts)} variants, expected {shape.variants}")
     for entries in counts:
@@ -172,7 +170,7 @@ def _from_row(row: Any, shape: RunShape) -> PictureRecord:
     if len({sum(pixels for _, pixels in entries) for entries in counts}) > 1:
         raise ValueError("variants that counted different numbers of pixels")
     (files,) = rest or (None,)
-    return PictureRecord(
+    return ImageRecord(
         index,
         tuple(tuple((cell, pixels) for cell, pixels in entries) for entries in counts),
         None if files is None else tuple(FileState(*state) for state in files),
@@ -202,6 +200,17 @@ def digest_of_weights(*models: torch.nn.Module) -> str:
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()[:32]
+
+
+def _in_new_words(description: Any) -> Any:
+    """The description that a run has left, in today's words: earlier, images were called pictures."""
+    if not isinstance(description, dict):
+        return description
+    words = {"pictures": "images", "picture": "image"}
+    found = {words.get(key, key): value for key, value in description.items()}
+    if found.get("vocabulary") == "picture":
+        found["vocabulary"] = "image"
+    return found
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from .file_states import FileState
 from .finished import Finished
-from .labelled_pictures import LabelledPicture, LabelledPictures, UnreadablePictureError
+from .labelled_images import LabelledImage, LabelledImages, UnreadableImageError
 from .metrics import IoUScore, score
 from .processes import Processes
-from .run_folder import PictureRecord, RunFolder, RunShape
+from .run_folder import ImageRecord, RunFolder, RunShape
 from .scorer import Scorer
 
 SAVE_EVERY_SECONDS = 30.0
@@ -30,21 +30,21 @@ class Evaluation:
     Args:
         confusions: for each variant its confusion matrix (classes, classes), rows the truth.
         scores: for each variant its mIoU, IoU by class and pixel accuracy.
-        pictures: how many were scored, over all processes and interruptions.
+        images: how many were scored, over all processes and interruptions.
         resumed: how many of them an earlier run had finished.
         unchecked: how many of these come from a version that kept no state of the files it read, so that nobody
             knows whether they have changed since.
-        failures: pictures that could not be scored, with the reason.
-        seconds: what this run took for the pictures it computed itself, without loading models.
+        failures: images that could not be scored, with the reason.
+        seconds: what this run took for the images it computed itself, without loading models.
         processes: how many shared the work.
         peak_memory_bytes: the largest of any process.
         peak_gpu_memory_bytes: likewise on its GPU; None without one.
-        best, worst: indices of the pictures with the highest and lowest mIoU under the first variant.
+        best, worst: indices of the images with the highest and lowest mIoU under the first variant.
     """
 
     confusions: Mapping[str, torch.Tensor]
     scores: Mapping[str, IoUScore]
-    pictures: int
+    images: int
     resumed: int
     unchecked: int
     failures: tuple[tuple[str, str], ...]
@@ -56,23 +56,23 @@ class Evaluation:
     worst: tuple[int, ...]
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """Of this run, over all processes; 0 where it had nothing left to do."""
-        computed = self.pictures - self.resumed
+        computed = self.images - self.resumed
         return computed / self.seconds if computed else 0.0
 
 
 @dataclass
 class Tally:
-    """The sum over pictures, and which were best and worst."""
+    """The sum over images, and which were best and worst."""
 
     classes: tuple[str, ...]
     counts: torch.Tensor
-    pictures: int = 0
+    images: int = 0
     scored: list[tuple[float, int]] = field(default_factory=list)
 
-    def add(self, record: PictureRecord) -> None:
-        """Count one picture."""
+    def add(self, record: ImageRecord) -> None:
+        """Count one image."""
         for number, entries in enumerate(record.counts):
             cells, pixels = zip(*entries, strict=True) if entries else ((), ())
             matrix = torch.zeros(len(self.classes) ** 2, dtype=torch.int64)
@@ -83,7 +83,7 @@ class Tally:
                 self.scored.append((score(matrix, self.classes).miou, record.index))
         if len(self.scored) > 16 * EXTREMES:
             self.scored = extremes(self.scored)
-        self.pictures += 1
+        self.images += 1
 
 
 def extremes(scored: list[tuple[float, int]]) -> list[tuple[float, int]]:
@@ -103,32 +103,32 @@ def evaluate(
     verify: bool = False,
     redo_changed: bool = False,
     on_start: Callable[[int], None] | None = None,
-    on_picture: Callable[[int, str | None], None] | None = None,
+    on_image: Callable[[int, str | None], None] | None = None,
 ) -> Evaluation:
-    """Score the pictures of a data set that no earlier run into the same folder has finished.
+    """Score the images of a data set that no earlier run into the same folder has finished.
 
-    Every process takes every so-many-th open picture, scores one at a time, and saves as it goes. Counts are
-    integers, so their sum does not depend on how the pictures were shared out.
+    Processes share the unfinished images round-robin, score one at a time, and save as they go. Counts are
+    integers, so their sum does not depend on how the images were shared out.
 
     Args:
         scorer: pipeline, data set and variants.
         out: folder of the run. Nodes need not share it: each process resumes what it sees.
         processes: None: this one alone.
-        limit: score only so many pictures, spread evenly over the data set.
+        limit: score only so many images, spread evenly over the data set.
         save_every: seconds between two savings; what is lost when a process is killed.
-        workers: processes that read pictures ahead; 0: none, they are read between two computations.
+        workers: processes that read images ahead; 0: none, they are read between two computations.
         verify: compare the bytes of every file that an earlier run has read with what they were then; else size and
             time of change, and the bytes where the time alone differs.
-        redo_changed: score pictures again whose files have changed since, in place of refusing to count them.
-        on_start: called with the number of pictures this process will score.
-        on_picture: called after each with its index and what was wrong with it, or None.
+        redo_changed: score images again whose files have changed since, in place of refusing to count them.
+        on_start: called with the number of images this process will score.
+        on_image: called after each with its index and what was wrong with it, or None.
 
     Returns:
         The same evaluation in every process.
 
     Raises:
         ValueError: the folder holds another run, results of files that have changed since, or damage; processes with
-            different models or data, a limit below 1, or not a single picture could be scored.
+            different models or data, a limit below 1, or not a single image could be scored.
     """
     processes = processes or Processes()
     dataset = scorer.dataset
@@ -142,33 +142,33 @@ def evaluate(
     finished = Finished(folder, dataset, chosen, processes, verify=verify, redo_changed=redo_changed)
     for record in finished.records():
         tally.add(record)
-    resumed = tally.pictures
+    resumed = tally.images
     mine = finished.still_open[processes.rank :: processes.count]
     if on_start is not None:
         on_start(len(mine))
     failures: list[tuple[str, str]] = []
     started = time.perf_counter()
-    for index, picture, files in _reader(dataset, mine, workers):
-        reason = picture if isinstance(picture, str) else None
-        if not isinstance(picture, str):
+    for index, labelled, files in _reader(dataset, mine, workers):
+        reason = labelled if isinstance(labelled, str) else None
+        if not isinstance(labelled, str):
             try:
-                record = PictureRecord.from_matrices(index, scorer.confusions(picture), files)
+                record = ImageRecord.from_matrices(index, scorer.confusions(labelled), files)
             except torch.OutOfMemoryError as error:
-                reason = f"{picture.identifier}: too large for this device ({error})"
+                reason = f"{labelled.identifier}: too large for this device ({error})"
             else:
                 folder.add(record)
                 tally.add(record)
         if reason is not None:
             failures.append((dataset.identifiers[index], reason))
-        if on_picture is not None:
-            on_picture(index, reason)
+        if on_image is not None:
+            on_image(index, reason)
     folder.save()
     seconds = time.perf_counter() - started
     return _gather(scorer, processes, tally, (resumed, finished.unchecked), failures, seconds)
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Indices of so many pictures from all over a data set.
+    """Indices of so many images from all over a data set.
 
     Example:
         >>> spread(10, 4), spread(3, 5), spread(2, None)
@@ -180,24 +180,24 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [position * count // wanted for position in range(wanted)]
 
 
-class _Readable(Dataset[tuple[int, LabelledPicture | str, tuple[FileState, ...]]]):
-    """Gives what is wrong with a picture in place of raising it, so that readers ahead carry on."""
+class _Readable(Dataset[tuple[int, LabelledImage | str, tuple[FileState, ...]]]):
+    """Gives what is wrong with an image in place of raising it, so that readers ahead carry on."""
 
-    def __init__(self, dataset: LabelledPictures[Any]) -> None:
+    def __init__(self, dataset: LabelledImages[Any]) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[int, LabelledPicture | str, tuple[FileState, ...]]:
+    def __getitem__(self, index: int) -> tuple[int, LabelledImage | str, tuple[FileState, ...]]:
         try:
             files = tuple(FileState.of(path) for path in self._dataset.files(index))
         except OSError:
-            files = ()  # what is wrong with them is said where they are read as pictures
+            files = ()  # what is wrong with them is said where they are read as images
         try:
             return index, self._dataset[index], files
-        except UnreadablePictureError as error:
+        except UnreadableImageError as error:
             return index, str(error), files
 
 
-def _reader(dataset: LabelledPictures[Any], indices: list[int], workers: int) -> DataLoader[Any]:
+def _reader(dataset: LabelledImages[Any], indices: list[int], workers: int) -> DataLoader[Any]:
     return DataLoader(
         _Readable(dataset),
         sampler=indices,
@@ -220,20 +220,20 @@ def _gather(
     seconds: float,
 ) -> Evaluation:
     counts = processes.total(tally.counts)
-    numbers = processes.total(torch.tensor([tally.pictures, *earlier]))
+    numbers = processes.total(torch.tensor([tally.images, *earlier]))
     others = processes.gather((extremes(tally.scored), failures, seconds, _peak_memory(), _peak_gpu_memory()))
     ordered = extremes([entry for scored, *_ in others for entry in scored])
     all_failures = tuple(sorted(entry for _, failed, *_ in others for entry in failed))
     if not int(numbers[0]):
         first = f"; the first: {all_failures[0][1]}" if all_failures else ""
-        raise ValueError(f"dataset: not a single picture of {scorer.dataset.name} could be scored{first}")
+        raise ValueError(f"dataset: not a single image of {scorer.dataset.name} could be scored{first}")
     confusions = dict(zip(scorer.variants, counts, strict=True))
     half = len(ordered) // 2
     gpu = [memory for *_, memory in others if memory is not None]
     return Evaluation(
         confusions=confusions,
         scores={name: score(matrix, scorer.dataset.classes) for name, matrix in confusions.items()},
-        pictures=int(numbers[0]),
+        images=int(numbers[0]),
         resumed=int(numbers[1]),
         unchecked=int(numbers[2]),
         failures=all_failures,

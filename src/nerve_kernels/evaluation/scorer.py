@@ -1,4 +1,4 @@
-"""One picture, every variant of the method: label maps and confusion matrices, features computed once and shared."""
+"""One image, every variant of the method: label maps and confusion matrices, features computed once and shared."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import nerve_kernels as nk
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from nerve_kernels.segmentation.features import ImageFeatures
 from nerve_kernels.segmentation.pipeline import NervePipeline
-from nerve_kernels.segmentation.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels
-from nerve_kernels.segmentation.templates import resolve_templates
+from nerve_kernels.segmentation.text_image.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels
+from nerve_kernels.segmentation.text_image.templates import resolve_templates
 
 from .class_lists import IGNORED
-from .labelled_pictures import LabelledPicture, LabelledPictures
+from .labelled_images import LabelledImage, LabelledImages
 from .metrics import confusion_matrix
 from .run_folder import digest, digest_of_weights
 
-VOCABULARIES = ("dataset", "picture")
+VOCABULARIES = ("dataset", "image")
 
 
 def protocol_config(config: NerveConfig, *, has_background: bool) -> NerveConfig:
@@ -46,16 +46,16 @@ def protocol_config(config: NerveConfig, *, has_background: bool) -> NerveConfig
 
 
 class Scorer:
-    """Scores pictures under several variants of the method.
+    """Scores images under several variants of the method.
 
-    Variants that differ only in what comes after the two models share the features of a picture. All names are
-    embedded when the scorer is made, in one order, so that no result depends on which pictures came before.
+    Variants that differ only in what comes after the two models share the features of an image. All names are
+    embedded when the scorer is made, in one order, so that no result depends on which images came before.
 
     Args:
         pipeline: the two models.
-        dataset: pictures with their truth.
+        dataset: images with their truth.
         variants: a config for each variant's name.
-        vocabulary: ``"dataset"``: each picture is asked for every class; ``"picture"``: for those in its truth (and
+        vocabulary: ``"dataset"``: each image is asked for every class; ``"image"``: for those in its truth (and
             the background), the task of one who knows what is there and wants to know where.
 
     Raises:
@@ -65,7 +65,7 @@ class Scorer:
     def __init__(
         self,
         pipeline: NervePipeline,
-        dataset: LabelledPictures[Any],
+        dataset: LabelledImages[Any],
         variants: Mapping[str, NerveConfig],
         *,
         vocabulary: str = "dataset",
@@ -82,24 +82,24 @@ class Scorer:
         for config in self.variants.values():
             words = config.background_words
             names = parse_labels(dataset.names, words).flat_names
-            # of the usual words those are left out that are labels too: other words for other pictures
+            # of the usual words those are left out that are labels too: other words for other images
             names += DEFAULT_BACKGROUND_WORDS if words == "default" else ()
             pipeline.clip.embed_names(names, resolve_templates(config.templates))
 
-    def confusions(self, picture: LabelledPicture) -> list[torch.Tensor]:
-        """A confusion matrix (classes, classes) for each variant, in their order, at the picture's own resolution."""
+    def confusions(self, labelled: LabelledImage) -> list[torch.Tensor]:
+        """A confusion matrix (classes, classes) for each variant, in their order, at the image's own resolution."""
         found: dict[str, torch.Tensor] = {}
         for base, names in self._groups:
-            features = self.pipeline.encode(picture.image, config=base)
+            features = self.pipeline.encode(labelled.image, config=base)
             for name in names:
-                prediction = self._label_map(features, picture.mask, self.variants[name])
-                found[name] = confusion_matrix(prediction, picture.mask, classes=len(self.dataset.classes))
+                prediction = self._label_map(features, labelled.mask, self.variants[name])
+                found[name] = confusion_matrix(prediction, labelled.mask, classes=len(self.dataset.classes))
         return [found[name] for name in self.variants]
 
-    def label_map(self, picture: LabelledPicture, variant: str) -> npt.NDArray[np.int64]:
+    def label_map(self, labelled: LabelledImage, variant: str) -> npt.NDArray[np.int64]:
         """(height, width): the class one variant gives each pixel."""
         config = self.variants[variant]
-        return self._label_map(self.pipeline.encode(picture.image, config=config), picture.mask, config)
+        return self._label_map(self.pipeline.encode(labelled.image, config=config), labelled.mask, config)
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Scorer:
             "nerve_kernels": nk.__version__,
             "dataset": self.dataset.name,
             "classes": digest(*("|".join(names) for names in self.dataset.names)),
-            "pictures": digest(*self.dataset.identifiers),
+            "images": digest(*self.dataset.identifiers),
             "vocabulary": self.vocabulary,
             "variants": {name: vars(config) for name, config in self.variants.items()},
             "weights": digest_of_weights(
@@ -133,7 +133,7 @@ class Scorer:
 
 
 def share_features(variants: Mapping[str, NerveConfig]) -> list[tuple[NerveConfig, list[str]]]:
-    """Which variants can be made from the same features of a picture.
+    """Which variants can be made from the same features of an image.
 
     Args:
         variants: a config for each name.

@@ -1,4 +1,4 @@
-"""From a picture and words to a mask: the NERVE pipeline on Stable Diffusion and CLIP.
+"""From an image and words to a mask: the NERVE pipeline on Stable Diffusion and CLIP.
 
 Everything here is loaded at first use, so that importing `nerve_kernels` needs torch and
 numpy only. The models come with the extra: ``pip install "nerve_kernels[segmentation]"``.

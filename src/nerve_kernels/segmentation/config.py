@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .config_checks import CHECKS, SEQUENCE_FIELDS
-from .files import write_whole
+from .output.files import write_atomic
 
-# What each stage depends on: features, affinity and walk can be reused while these stay the same.
+# What each part of the work depends on: features, affinity and walk can be reused while these stay the same.
 DIFFUSION_FIELDS = ("diffusion_size", "timesteps", "layers", "noise_seed")
 CLIP_FIELDS = (
     "clip_size",
@@ -33,7 +33,7 @@ class NerveConfig:
     """All hyperparameters of :class:`NervePipeline`; none of them is published by the paper.
 
     Args:
-        diffusion_size: shorter side of the picture given to Stable Diffusion, in pixels,
+        diffusion_size: shorter side of the image given to Stable Diffusion, in pixels,
             rounded to what the UNet needs. The aspect ratio is kept, nothing is cropped.
         timesteps: noise levels, each one UNet pass and each one more set of layers; from 0
             (nearly no noise) to the scheduler's last (pure noise).
@@ -41,8 +41,8 @@ class NerveConfig:
             side, ``"latent/2"`` the grid of half the latent's resolution, any other text a
             module name, its prefix, or a glob such as ``"up_blocks.3.*"``.
         noise_seed: seed of the generator that draws the noise.
-        clip_size: shorter side of the picture given to CLIP, in pixels; None: the model's own.
-        clip_window: side of CLIP's sliding windows in pixels; None: the whole picture at once.
+        clip_size: shorter side of the image given to CLIP, in pixels; None: the model's own.
+        clip_window: side of CLIP's sliding windows in pixels; None: the whole image at once.
         clip_stride: step between windows in pixels.
         dense_features: CLIP's last block: ``"value"`` (MaskCLIP), ``"key_key"`` (ClearCLIP's
             self-self attention), ``"query_query"``, or ``"query_key"`` (CLIP's own attention).
@@ -133,7 +133,7 @@ class NerveConfig:
         if self.clip_window is not None and self.clip_stride > self.clip_window:
             raise ValueError(
                 f"clip_stride: got {self.clip_stride}, wanted at most clip_window="
-                f"{self.clip_window}, or parts of the picture are never seen"
+                f"{self.clip_window}, or parts of the image are never seen"
             )
 
     def replace(self, **changes: Any) -> NerveConfig:
@@ -185,7 +185,7 @@ class NerveConfig:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the config as a JSON file, whole or not at all."""
-        return write_whole(path, self.to_json().encode())
+        return write_atomic(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NerveConfig:

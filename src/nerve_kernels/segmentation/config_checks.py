@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import is_layer_selector
-from .templates import TEMPLATE_LISTS, is_template
+from .attention.layers import is_layer_selector
+from .text_image.templates import TEMPLATE_LISTS, is_template
 
 SEQUENCE_FIELDS = ("timesteps", "layers", "templates", "background_words", "window", "cells")
 DENSE_FEATURES = ("value", "key_key", "query_query", "query_key")
 SEED_MODES = ("cosine", "cross_attention")
 CRITERIA = ("entropy", "information", "uniform")
 # Sixteen times what the models were trained for; what is larger is a slip, and would end in no memory at all.
-LARGEST_SIDE = 8192
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _int_or_pair(value: Any) -> bool:
 
 
 def _is_side(value: Any) -> bool:
-    return 1 <= value <= LARGEST_SIDE
+    return 1 <= value <= MAX_SIDE
 
 
 def _sides(value: Any) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ def _is_template_choice(value: Any) -> bool:
 
 
 CHECKS: dict[str, Check] = {
-    "diffusion_size": Check(_is_int, _is_side, f"an integer from 1 to {LARGEST_SIDE} (pixels)"),
+    "diffusion_size": Check(_is_int, _is_side, f"an integer from 1 to {MAX_SIDE} (pixels)"),
     "timesteps": Check(
         _tuple_of(_is_int),
         lambda value: len(value) > 0 and min(value) >= 0,
@@ -101,9 +101,7 @@ CHECKS: dict[str, Check] = {
         "at least one of: a grid side such as 64 or 'grid:64', 'latent/2', or a module name or glob",
     ),
     "noise_seed": _integer(0, "an integer >= 0"),
-    "clip_size": Check(
-        _optional(_is_int), _optional(_is_side), f"an integer from 1 to {LARGEST_SIDE} (pixels) or None"
-    ),
+    "clip_size": Check(_optional(_is_int), _optional(_is_side), f"an integer from 1 to {MAX_SIDE} (pixels) or None"),
     "clip_window": _optional_integer(1, "an integer >= 1 (pixels) or None"),
     "clip_stride": _integer(1, "an integer >= 1 (pixels)"),
     "dense_features": _one_of(DENSE_FEATURES),

@@ -1,4 +1,4 @@
-"""What a picture gives once and for all words: kept in memory, or in a safetensors file."""
+"""What an image gives once and for all words: kept in memory, or in a safetensors file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from PIL import Image
 
 import nerve_kernels as nk
 
-from .affinity_building import AffinityBuilder
-from .capture import CapturedLayer
-from .clip import PatchEmbeddings
+from .attention.affinity_building import AffinityBuilder
+from .attention.capture import CapturedLayer
 from .config import AFFINITY_FIELDS, NerveConfig
-from .files import write_whole
+from .output.files import write_atomic
+from .text_image.clip import PatchEmbeddings
 
 FORMAT = "nerve_kernels.ImageFeatures/1"
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """All that depends on the picture and not on the words; made by ``NervePipeline.encode``.
+    """All that depends on the image and not on the words; made by ``NervePipeline.encode``.
 
     Args:
-        picture: upright RGB.
+        image: upright RGB.
         patches: CLIP's patch embeddings.
         config: what they were made with.
         builder: makes affinities from Stable Diffusion's queries and keys; None where the walk
@@ -37,7 +37,7 @@ class ImageFeatures:
         grid: (H, W) of the tokens that the walk runs on; None where the walk is off.
     """
 
-    picture: Image.Image
+    image: Image.Image
     patches: PatchEmbeddings
     config: NerveConfig
     builder: AffinityBuilder | None = None
@@ -60,7 +60,7 @@ class ImageFeatures:
             if self.builder is None:
                 raise ValueError(
                     "features: they hold no queries and keys to build this affinity from; "
-                    "encode the picture again with walk=True and these settings"
+                    "encode the image again with walk=True and these settings"
                 )
             self._affinities[key] = self.builder.build(config)
         return self._affinities[key]
@@ -70,7 +70,7 @@ class ImageFeatures:
         return replace(self, builder=None)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write picture, patch embeddings and the affinities built so far as one safetensors file.
+        """Write image, patch embeddings and the affinities built so far as one safetensors file.
 
         Queries and keys are left out: they are many times larger, and :meth:`affinity` has used
         them already. The file is written whole or not at all.
@@ -87,7 +87,7 @@ class ImageFeatures:
         from safetensors.torch import save
 
         tensors = {
-            "picture": torch.from_numpy(np.array(self.picture)),
+            "image": torch.from_numpy(np.array(self.image)),
             "patches": self.patches.values,
         }
         affinities = []
@@ -103,7 +103,7 @@ class ImageFeatures:
         }
         metadata = {"format": FORMAT, "description": json.dumps(description)}
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return write_whole(path, save(whole, metadata))
+        return write_atomic(path, save(whole, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ImageFeatures:
@@ -141,7 +141,7 @@ class ImageFeatures:
             key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
             affinities[key] = _put_together(tensors, f"affinity.{number}.", form)
         return cls(
-            picture=Image.fromarray(tensors["picture"].cpu().numpy()),
+            image=Image.fromarray(tensors["image" if "image" in tensors else "picture"].cpu().numpy()),
             patches=PatchEmbeddings(tensors["patches"], _pair(description["patch_grid"])),
             config=NerveConfig.from_dict(description["config"]),
             grid=None if description["grid"] is None else _pair(description["grid"]),

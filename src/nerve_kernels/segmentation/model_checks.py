@@ -1,19 +1,19 @@
-"""What a config asks of the models, checked before any picture is worked on."""
+"""What a config asks of the models, checked before any image is worked on."""
 
 from __future__ import annotations
 
-from .capture import number_of_heads, self_attention_modules
-from .clip import DenseClip
+from .attention.capture import number_of_heads, self_attention_modules
+from .attention.diffusion import DiffusionFeatures
+from .attention.layers import select_layers
 from .config import NerveConfig
-from .diffusion import DiffusionFeatures
-from .layers import select_layers
+from .text_image.clip import DenseClip
 
 
 def check_config(config: NerveConfig, diffusion: DiffusionFeatures, clip: DenseClip) -> None:
     """Refuse a config that these models cannot follow.
 
-    Window, cells and grid sides are judged on a square picture: others have grids at least as
-    large, except for pictures longer than four times their width.
+    Window, cells and grid sides are judged on a square image: others have grids at least as
+    large, except for images longer than four times their width.
 
     Args:
         config: what is asked for; Stable Diffusion's part only matters with ``walk=True``.
@@ -42,7 +42,7 @@ def _check_windows(config: NerveConfig, patch: int) -> None:
 def _check_diffusion(config: NerveConfig, diffusion: DiffusionFeatures) -> None:
     for timestep in config.timesteps:
         diffusion.check_timestep(timestep)
-    side = diffusion.picture_size((1, 1), config.diffusion_size)[0] // diffusion.latent_factor
+    side = diffusion.image_size((1, 1), config.diffusion_size)[0] // diffusion.latent_factor
     layers = select_layers(diffusion.layers, config.layers, latent_size=(side, side))
     modules = self_attention_modules(diffusion.unet)
     maps = len(config.timesteps) * sum(number_of_heads(modules[layer.name]) for layer in layers)

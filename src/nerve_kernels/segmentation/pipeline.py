@@ -1,4 +1,4 @@
-"""The whole method: from a picture and words to a label for each pixel."""
+"""The whole method: from an image and words to a label for each pixel."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 import nerve_kernels as nk
 
-from .affinity_building import AffinityBuilder
-from .clip import DenseClip
+from .attention.affinity_building import AffinityBuilder
+from .attention.diffusion import DiffusionFeatures
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
-from .diffusion import DiffusionFeatures
 from .features import ImageFeatures
+from .images import ImageLike, load_image
 from .model_checks import check_config
-from .pictures import PictureLike, load_picture
+from .output.upsampling import best_labels
+from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
 from .presets import DEFAULT_PRESET, find_preset
-from .prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
-from .stages import CLIP_PICTURE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, stage
-from .templates import resolve_templates
-from .upsampling import best_labels
+from .text_image.clip import DenseClip
+from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
+from .text_image.templates import resolve_templates
 
 
 class NervePipeline:
@@ -116,8 +116,8 @@ class NervePipeline:
             config=config or preset.config,
         )
 
-    def __call__(self, image: PictureLike, labels: LabelsLike, **overrides: Any) -> Segmentation:
-        """Segment one picture.
+    def __call__(self, image: ImageLike, labels: LabelsLike, **overrides: Any) -> Segmentation:
+        """Segment one image.
 
         Args:
             image: a path, a PIL image, or a uint8 array (H, W, 3).
@@ -126,17 +126,17 @@ class NervePipeline:
             overrides: fields of :class:`NerveConfig` for this call.
 
         Returns:
-            The segmentation at the picture's resolution.
+            The segmentation at the image's resolution.
 
         Raises:
-            ValueError, TypeError: labels, picture or an override that cannot be used.
+            ValueError, TypeError: labels, image or an override that cannot be used.
         """
         config = self.config.replace(**overrides)
         self._check_labels(labels, config)  # before the costly part
         return self.segment(self.encode(image, config=config), labels, config=config)
 
     @torch.no_grad()
-    def encode(self, image: PictureLike, *, config: NerveConfig | None = None) -> ImageFeatures:
+    def encode(self, image: ImageLike, *, config: NerveConfig | None = None) -> ImageFeatures:
         """The part that does not depend on the words: patch embeddings and the affinity.
 
         Args:
@@ -147,12 +147,12 @@ class NervePipeline:
             Features for any number of calls of :meth:`segment`.
         """
         config = config or self.config
-        with stage(READ):
-            picture = load_picture(image)
+        with phase(READ):
+            image = load_image(image)
         check_config(config, self.diffusion, self.clip)  # before the costly part
-        with stage(CLIP_PICTURE):
-            patches = self.clip.embed_picture(
-                picture,
+        with phase(CLIP_IMAGE):
+            patches = self.clip.embed_image(
+                image,
                 short_side=config.clip_size,
                 window=config.clip_window,
                 stride=config.clip_stride,
@@ -161,10 +161,10 @@ class NervePipeline:
                 feed_forward=config.clip_feed_forward,
             )
         if not config.walk:
-            return ImageFeatures(picture, patches, config)
-        with stage(DIFFUSION):
+            return ImageFeatures(image, patches, config)
+        with phase(DIFFUSION):
             layers = self.diffusion(
-                picture,
+                image,
                 short_side=config.diffusion_size,
                 timesteps=config.timesteps,
                 layers=config.layers,
@@ -172,7 +172,7 @@ class NervePipeline:
                 generator=torch.Generator().manual_seed(config.noise_seed),
             )
         builder = AffinityBuilder(layers)
-        features = ImageFeatures(picture, patches, config, builder, builder.grid)
+        features = ImageFeatures(image, patches, config, builder, builder.grid)
         features.affinity(config)
         return features
 
@@ -189,17 +189,17 @@ class NervePipeline:
                 comes after the two models: head weights, affinity, walk, seeds, prompts.
 
         Returns:
-            The segmentation at the picture's resolution.
+            The segmentation at the image's resolution.
 
         Raises:
-            ValueError: unusable labels, or a config that needs the picture encoded anew.
+            ValueError: unusable labels, or a config that needs the image encoded anew.
         """
         config = config or features.config
         self._check_config(features, config)
         label_set = self._check_labels(labels, config)
-        with stage(CLIP_WORDS):
+        with phase(CLIP_WORDS):
             texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
-        with stage(SEEDS):
+        with phase(SEEDS):
             similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
             probabilities = seeds_from_similarity(
                 similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
@@ -210,19 +210,19 @@ class NervePipeline:
             assert features.grid is not None  # an affinity has been built, so there is a grid
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
-            with stage(WALK):
+            with phase(WALK):
                 probabilities = _walk(probabilities, affinity, config)
         planes = probabilities.T.reshape(-1, *grid)
-        picture = features.picture
-        with stage(PIXELS):
+        image = features.image
+        with phase(PIXELS):
             label_map = best_labels(
                 planes,
-                (picture.height, picture.width),
+                (image.height, image.width),
                 threshold=config.probability_threshold,
                 background=label_set.background,
             )
         return Segmentation(
-            picture=picture,
+            image=image,
             labels=label_set.shown,
             label_map=label_map.cpu(),
             token_probabilities=planes.cpu(),
@@ -242,7 +242,7 @@ class NervePipeline:
         if name is not None:
             raise ValueError(
                 f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
-                f"{getattr(features.config, name)!r}; encode the picture again with this config"
+                f"{getattr(features.config, name)!r}; encode the image again with this config"
             )
 
 

@@ -56,8 +56,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "clip_stride": 32,
                 "dense_features": "value",  # how its CLIP was trained to answer for places
                 "templates": "photo",
-                # A softmax over the patches gives every word the same share of the picture to begin with: right
-                # where each word is in the picture, wrong for a list of words that mostly are not.
+                # A softmax over the patches gives every word the same share of the image to begin with: right
+                # where each word is in the image, wrong for a list of words that mostly are not.
                 "seed_mode": "cross_attention",
                 "seed_scale": 10.0,
                 "temperature": 0.05,
@@ -68,7 +68,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
         ),
         # What nearby methods use: one late timestep, the UNet's last 64x64 layers, the field's
-        # windows of 224 every 112 on a short side of 336 (whole pictures for the 336 model).
+        # windows of 224 every 112 on a short side of 336 (whole images for the 336 model).
         "sd15-clip-b16": Preset(
             diffusion=_STABLE_DIFFUSION_15,
             clip="openai/clip-vit-base-patch16",

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .files import write_whole
-from .render import indexed_picture, render_overlay
-from .stages import WRITE, stage
-from .upsampling import upsample
+from .output.files import write_atomic
+from .output.render import indexed_image, render_overlay
+from .output.upsampling import upsample
+from .phases import WRITE, phase
 
 RESULT_SUFFIXES = (".png", ".json")
 RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}
@@ -24,10 +24,10 @@ RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary":
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label for each pixel of a picture, and how probable each label is there.
+    """A label for each pixel of an image, and how probable each label is there.
 
     Args:
-        picture: the picture, upright RGB.
+        image: the image, upright RGB.
         labels: shown names; ``background`` comes first where background words were given.
         label_map: (H, W) int64, an index into `labels`; -1 where nothing was probable enough
             and there is no background label.
@@ -35,7 +35,7 @@ class Segmentation:
         background: index of the background label, or None.
     """
 
-    picture: Image.Image
+    image: Image.Image
     labels: tuple[str, ...]
     label_map: torch.Tensor
     token_probabilities: torch.Tensor
@@ -43,19 +43,19 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> torch.Tensor:
-        """(C, H, W) float32 at the picture's resolution, made at first use."""
-        return upsample(self.token_probabilities, (self.picture.height, self.picture.width))
+        """(C, H, W) float32 at the image's resolution, made at first use."""
+        return upsample(self.token_probabilities, (self.image.height, self.image.width))
 
     def summary(self) -> dict[str, Any]:
         """Size and, for each label, area and mean probability, ready for JSON.
 
         Returns:
             ``width``, ``height``, ``unlabelled_pixels`` and ``labels``: for each its name, its
-            ``area_pixels``, ``area_fraction``, ``mean_probability`` (over the whole picture) and
+            ``area_pixels``, ``area_fraction``, ``mean_probability`` (over the whole image) and
             ``mean_probability_inside`` (over its own pixels; None where it has none).
         """
         pixels = self.label_map.numel()
-        size = (self.picture.height, self.picture.width)
+        size = (self.image.height, self.image.width)
         rows = []
         for index, name in enumerate(self.labels):
             inside = self.label_map == index
@@ -72,16 +72,16 @@ class Segmentation:
                 }
             )
         return {
-            "width": self.picture.width,
-            "height": self.picture.height,
+            "width": self.image.width,
+            "height": self.image.height,
             "unlabelled_pixels": int((self.label_map < 0).sum()),
             "labels": rows,
         }
 
     def overlay(self, *, side_by_side: bool = False) -> Image.Image:
-        """The picture with its labels coloured and named; see :func:`render_overlay`."""
+        """The image with its labels coloured and named; see :func:`render_overlay`."""
         return render_overlay(
-            self.picture,
+            self.image,
             self.label_map,
             self.labels,
             background=self.background,
@@ -89,10 +89,10 @@ class Segmentation:
         )
 
     def indexed(self) -> Image.Image:
-        """Labels as palette indices; see :func:`indexed_picture`."""
-        return indexed_picture(self.label_map, background=self.background)
+        """Labels as palette indices; see :func:`indexed_image`."""
+        return indexed_image(self.label_map, background=self.background)
 
-    @stage(WRITE)
+    @phase(WRITE)
     def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
         """Write overlay, labels and summary, each whole or not at all.
 
@@ -100,7 +100,7 @@ class Segmentation:
             path: where to, without suffix: ``out/cat`` gives ``out/cat_overlay.png``,
                 ``out/cat_labels.png`` and ``out/cat.json``. A suffix ``.png`` or ``.json`` is
                 taken off first.
-            side_by_side: show the picture as it was beside the overlay.
+            side_by_side: show the image as it was beside the overlay.
 
         Returns:
             The three paths by the names ``overlay``, ``labels`` and ``summary``.
@@ -118,12 +118,12 @@ class Segmentation:
         }
         # The summary last: where it is, the others are too.
         return {
-            name: write_whole(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)
+            name: write_atomic(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)
             for name, content in contents.items()
         }
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Rows of S as pictures: whom does a token listen to, and how much."""
+"""Rows of S as images: whom does a token listen to, and how much."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from nerve_kernels.affinity import LocalAffinity, LowRankAffinity
 from nerve_kernels.grids import cell_of_token, window_neighbours
 
-SHORTEST_SIDE = 256
+MIN_SIDE = 256
 
 
 def affinity_row(affinity: LocalAffinity | LowRankAffinity, token: int) -> torch.Tensor:
@@ -40,8 +40,8 @@ def affinity_row(affinity: LocalAffinity | LowRankAffinity, token: int) -> torch
     return share[cell]
 
 
-def draw_row(row: torch.Tensor, token: tuple[int, int], picture: Image.Image) -> Image.Image:
-    """A row of S as a heat map over the darkened picture, with a ring around the token.
+def draw_row(row: torch.Tensor, token: tuple[int, int], image: Image.Image) -> Image.Image:
+    """A row of S as a heat map over the darkened image, with a ring around the token.
 
     Brightness is the square root of the weight over the largest weight: the token's own weight would outshine
     everything otherwise.
@@ -49,10 +49,10 @@ def draw_row(row: torch.Tensor, token: tuple[int, int], picture: Image.Image) ->
     Args:
         row: (H, W), non-negative.
         token: (y, x).
-        picture: RGB.
+        image: RGB.
 
     Returns:
-        RGB, in the picture's aspect ratio.
+        RGB, in the image's aspect ratio.
 
     Example:
         >>> draw_row(torch.eye(4), (0, 0), Image.new("RGB", (40, 20))).size
@@ -60,12 +60,12 @@ def draw_row(row: torch.Tensor, token: tuple[int, int], picture: Image.Image) ->
     """
     from matplotlib import colormaps
 
-    scale = SHORTEST_SIDE / min(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
+    scale = MIN_SIDE / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
     strength = (row / row.max().clamp(min=1e-12)).sqrt()
     heat = Image.fromarray((colormaps["inferno"](strength.numpy())[..., :3] * 255).astype("uint8"))
     heat = heat.resize(size, Image.Resampling.NEAREST)
-    shown = Image.blend(picture.resize(size, Image.Resampling.LANCZOS).convert("L").convert("RGB"), heat, 0.75)
+    shown = Image.blend(image.resize(size, Image.Resampling.LANCZOS).convert("L").convert("RGB"), heat, 0.75)
     height, width = row.shape
     x, y = ((token[1] + 0.5) * size[0] / width, (token[0] + 0.5) * size[1] / height)
     draw = ImageDraw.Draw(shown)

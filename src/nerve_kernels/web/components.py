@@ -1,4 +1,4 @@
-"""Gradio's parts as the page uses them: pictures never become files, and a senseless request is refused in a line."""
+"""Gradio's parts as the page uses them: images never become files, and a senseless request is refused in a line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from PIL import Image
 from .downloads import png_url
 from .limits import RefusedError
 
-LONGEST_REFUSAL = 400
+MAX_REFUSAL_LENGTH = 400
 log = logging.getLogger(__name__)
 
 
 class Blocks(gr.Blocks):
-    """A page whose inputs are numbers and texts, and whose pictures travel inside its answers.
+    """A page whose inputs are numbers and texts, and whose images travel inside its answers.
 
     Gradio would fetch an input that looks like a file's address, and answer one that does not fit with a traceback in
-    the server's log. A picture it would write to the temporary folder, readable for everyone, and send the file's
-    address. Handlers therefore return pictures, and their events say ``postprocess=False``.
+    the server's log. An image it would write to the temporary folder, readable for everyone, and send the file's
+    address. Handlers therefore return images, and their events say ``postprocess=False``.
     """
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> list[Any]:
@@ -45,7 +45,7 @@ class Blocks(gr.Blocks):
 
 def refused(error: Exception) -> gr.Error:
     """A request's refusal: one line for the log, and the same for whoever sent it."""
-    words = " ".join(str(error).split())[:LONGEST_REFUSAL] or type(error).__name__
+    words = " ".join(str(error).split())[:MAX_REFUSAL_LENGTH] or type(error).__name__
     log.warning("refused a request: %s", words)
     return gr.Error(words, print_exception=False)
 
@@ -56,7 +56,7 @@ def sent_with(event: gr.EventData, name: str) -> Any:
 
 
 def clicked_pixel(event: gr.EventData) -> tuple[float, float]:
-    """Where a picture was clicked, as (x, y) in the pixels of what is shown.
+    """Where an image was clicked, as (x, y) in the pixels of what is shown.
 
     Raises:
         RefusedError: a script sent something else.
@@ -68,13 +68,13 @@ def clicked_pixel(event: gr.EventData) -> tuple[float, float]:
     return index[0], index[1]
 
 
-def gallery(pictures: Sequence[Image.Image], name: str) -> gr.Gallery:
-    """Small pictures to choose from, which travel inside the page."""
+def gallery(images: Sequence[Image.Image], name: str) -> gr.Gallery:
+    """Small images to choose from, which travel inside the page."""
     made = gr.Gallery(
         columns=3, height="auto", object_fit="cover", allow_preview=False, interactive=False, buttons=[],
         show_label=False, elem_id=name,
     )  # fmt: skip
-    made.value = [{"image": _as_data_url(shown), "caption": None} for shown in pictures]
+    made.value = [{"image": _as_data_url(shown), "caption": None} for shown in images]
     return made
 
 
@@ -82,5 +82,5 @@ def _with_data_urls(changes: dict[Any, Any]) -> dict[Any, Any]:
     return {place: _as_data_url(value) if isinstance(value, Image.Image) else value for place, value in changes.items()}
 
 
-def _as_data_url(picture: Image.Image) -> dict[str, Any]:
-    return dict(ImageData(url=png_url(picture)).model_dump())
+def _as_data_url(image: Image.Image) -> dict[str, Any]:
+    return dict(ImageData(url=png_url(image)).model_dump())

@@ -14,7 +14,7 @@ from nerve_kernels.segmentation.result import Segmentation
 
 
 def overlay_file(overlay: Image.Image) -> dict[str, str]:
-    """The coloured and named picture.
+    """The coloured and named image.
 
     Returns:
         The file's ``name`` and its content as a data ``url``.
@@ -27,7 +27,7 @@ def overlay_file(overlay: Image.Image) -> dict[str, str]:
 
 
 def labels_file(segmentation: Segmentation) -> dict[str, str]:
-    """Labels as palette indices, at the picture's size."""
+    """Labels as palette indices, at the image's size."""
     return {"name": "nerve_labels.png", "url": png_url(segmentation.indexed())}
 
 
@@ -37,15 +37,15 @@ def summary_file(segmentation: Segmentation, config: NerveConfig) -> dict[str, s
     return {"name": "nerve.json", "url": _url("application/json", (json.dumps(content, indent=2) + "\n").encode())}
 
 
-def png_url(picture: Image.Image) -> str:
-    """A picture as a data URL.
+def png_url(image: Image.Image) -> str:
+    """An image as a data URL.
 
     Example:
         >>> png_url(Image.new("RGB", (2, 2)))[:22]
         'data:image/png;base64,'
     """
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return _url("image/png", stream.getvalue())
 
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from .limits import LARGEST_FILE
+from .limits import MAX_FILE_BYTES
 
-# A picture travels as base64 inside JSON: 4/3 of its size, and room for the rest of the message.
-LARGEST_BODY = LARGEST_FILE * 4 // 3 + 2**16
+# An image travels as base64 inside JSON: 4/3 of its size, and room for the rest of the message.
+MAX_BODY_BYTES = MAX_FILE_BYTES * 4 // 3 + 2**16
 
 # The browser itself then refuses fonts, scripts and requests from anywhere but this server. Gradio builds functions
 # from text, hence unsafe-eval.
@@ -44,7 +44,7 @@ Refusal = tuple[int, str]
 class Guard:
     """ASGI middleware: refuses other sites, paths that the page does not use and large bodies, and adds headers.
 
-    The page sends and gets pictures inside its messages; Gradio's own routes for files, which would write them under
+    The page sends and gets images inside its messages; Gradio's own routes for files, which would write them under
     names that the sender chooses, are not served.
 
     A site elsewhere can let its own name resolve to this machine, and then read the page as if it were part of that
@@ -125,8 +125,8 @@ def _large_body(scope: Scope) -> Refusal | None:
     if _values(scope, b"transfer-encoding"):
         return 411, "Say how long the request is (Content-Length)."
     for length in _values(scope, b"content-length"):
-        if not length.isdecimal() or int(length) > LARGEST_BODY:
-            return 413, f"The request is too large; wanted at most {LARGEST_BODY} bytes."
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            return 413, f"The request is too large; wanted at most {MAX_BODY_BYTES} bytes."
     return None
 
 

@@ -17,14 +17,14 @@ from nerve_kernels.segmentation.config import NerveConfig
 from . import components, snippets
 from .affinity_rows import draw_row
 from .downloads import labels_file, overlay_file, summary_file
-from .limits import LARGEST_FILE, MOST_STEPS, WIDEST_WINDOW, RefusedError, read_upload
+from .limits import MAX_FILE_BYTES, MAX_STEPS, MAX_WINDOW, RefusedError, read_upload
 from .scenes import scenes
 from .workbench import Workbench
 
 INTRODUCTION = """
 # Words in, masks out: nothing is trained
 
-Stable Diffusion's attention says **which parts of a picture belong together**; CLIP says, badly, **what they might
+Stable Diffusion's attention says **which parts of an image belong together**; CLIP says, badly, **what they might
 be**; a random walk lets the first correct the second.
 """
 SLIDERS_HELP = (
@@ -33,7 +33,7 @@ SLIDERS_HELP = (
 )
 HEADS_HELP = "Heads whose attention is sharp (low entropy) get a large weight; τ says how large. Weights sum to 100 %."
 JOBS_WAITING = 16
-# What labels, pictures and settings can bring about; anything else is a fault of the program.
+# What labels, images and settings can bring about; anything else is a fault of the program.
 EXPECTED = (ValueError, TypeError, RuntimeError, MemoryError)
 
 Changes = dict[Any, Any]
@@ -46,7 +46,7 @@ class Shown:
     key: str = ""
     labels: str = ""
     config: NerveConfig | None = None
-    point: tuple[float, float] = (0.0, 0.0)  # (x, y) of the clicked point, in the picture's pixels
+    point: tuple[float, float] = (0.0, 0.0)  # (x, y) of the clicked point, in the image's pixels
 
     def settings(self) -> NerveConfig:
         """The settings of the result that is shown.
@@ -100,12 +100,12 @@ class Page:
                 self._lay_out_results()
 
     def _lay_out_inputs(self) -> None:
-        gr.Markdown("### 1 · A picture")
+        gr.Markdown("### 1 · An image")
         self.drop_zone = gr.HTML(
             html_template=snippets.DROP_ZONE, js_on_load=snippets.DROP_ZONE_SCRIPT, elem_id="drop-zone", padding=False
         )
         gr.Markdown("or one of these scenes:")
-        self.gallery = components.gallery([scene.picture for scene in scenes()], "scenes")
+        self.gallery = components.gallery([scene.image for scene in scenes()], "scenes")
         gr.Markdown("### 2 · What to look for")
         self.labels = gr.Textbox(
             lines=2,
@@ -125,8 +125,8 @@ class Page:
 
     def _lay_out_results(self) -> None:
         with gr.Row():
-            self.before = self._lay_out_picture("CLIP alone", "before")
-            self.after = self._lay_out_picture("after the random walk", "after")
+            self.before = self._lay_out_image("CLIP alone", "before")
+            self.after = self._lay_out_image("after the random walk", "after")
         with gr.Row():
             self.sliders = self._lay_out_sliders()
         gr.Markdown(SLIDERS_HELP, elem_classes="nerve-note")
@@ -140,12 +140,12 @@ class Page:
         gr.Markdown("### Whom does a token listen to? Click a pixel of the right-hand mask")
         with gr.Row():
             self.rows = [
-                self._lay_out_picture(title, f"row-{title.split()[0]}")
+                self._lay_out_image(title, f"row-{title.split()[0]}")
                 for title in ("local S: its window", "global S: all cells", "mixed S: what the walk uses")
             ]
         self.rows_text = gr.Markdown(elem_id="rows-text", elem_classes="nerve-note")
 
-    def _lay_out_picture(self, title: str, name: str) -> gr.Image:
+    def _lay_out_image(self, title: str, name: str) -> gr.Image:
         with gr.Column(min_width=180):
             gr.Markdown(f"**{title}**", elem_classes="nerve-title")
             return gr.Image(show_label=False, interactive=False, buttons=[], elem_id=name)
@@ -157,9 +157,9 @@ class Page:
             for name, low, high, start, step, label in (
                 ("alpha", 0, 0.99, self.config.alpha, 0.01, "α"),
                 ("beta", 0, 1, self.config.beta, 0.05, "β"),
-                ("steps", 0, MOST_STEPS, self.config.steps, 1, "L"),
+                ("steps", 0, MAX_STEPS, self.config.steps, 1, "L"),
                 ("temperature", -3, 1, temperature, 0.05, "log₁₀ τ"),
-                ("window", 1, WIDEST_WINDOW, self.config.window, 2, "window"),
+                ("window", 1, MAX_WINDOW, self.config.window, 2, "window"),
             )
         ]
 
@@ -201,7 +201,7 @@ class Page:
             yield {self.status: snippets.status("error", "The models could not be loaded.", state.words)}
             return
         yield {self.run_button: gr.Button(interactive=True)}
-        yield from self._choose(scenes()[0].picture, scenes()[0].labels, settings)
+        yield from self._choose(scenes()[0].image, scenes()[0].labels, settings)
 
     def on_upload(self, event: gr.EventData, labels: object, *settings: float) -> Iterator[Changes]:
         """A file was dropped: show it, and segment it where there are labels."""
@@ -209,15 +209,15 @@ class Page:
             too_large = components.sent_with(event, "too_large")
             if isinstance(too_large, (int, float)):
                 raise RefusedError(
-                    f"This file has {too_large / 2**20:.0f} MB. Wanted at most {LARGEST_FILE // 2**20} MB."
+                    f"This file has {too_large / 2**20:.0f} MB. Wanted at most {MAX_FILE_BYTES // 2**20} MB."
                 )
-            picture = read_upload(components.sent_with(event, "picture"))
+            image = read_upload(components.sent_with(event, "image"))
             if not isinstance(labels, str):
                 raise RefusedError(f"labels: expected text, got {type(labels).__name__}.")
         except ValueError as error:
             yield self._refusal(error)
             return
-        yield from self._choose(picture, labels, settings)
+        yield from self._choose(image, labels, settings)
 
     def on_scene(self, event: gr.EventData, *settings: float) -> Iterator[Changes]:
         """One of the scenes was chosen."""
@@ -226,10 +226,10 @@ class Page:
             yield self._refusal(RefusedError(f"scene: expected 0 to {len(scenes()) - 1}, got {str(index)[:20]}."))
             return
         scene = scenes()[index]
-        yield from self._choose(scene.picture, scene.labels, settings)
+        yield from self._choose(scene.image, scene.labels, settings)
 
     def on_run(self, shown: Shown, labels: str, *settings: float) -> Changes:
-        """The button: new labels for the same picture."""
+        """The button: new labels for the same image."""
         return self._run(replace(shown, labels=labels), settings)
 
     def on_slider(self, shown: Shown, *settings: float) -> Changes:
@@ -239,12 +239,12 @@ class Page:
     def on_click(self, event: gr.EventData, shown: Shown) -> Changes:
         """A pixel of the mask was clicked: its token's rows of S."""
         try:
-            picture = self.workbench.opened(shown.key).picture
+            image = self.workbench.opened(shown.key).image
             x, y = components.clicked_pixel(event)
-            scale = picture.width / self._overlay_width(shown)
+            scale = image.width / self._overlay_width(shown)
             point = ((x + 0.5) * scale, (y + 0.5) * scale)
-            if point[1] >= picture.height:
-                return {self.rows_text: "That was the legend: click on the picture above it."}
+            if point[1] >= image.height:
+                return {self.rows_text: "That was the legend: click on the image above it."}
             shown = replace(shown, point=point)
             return {self.shown: shown, **self._rows(shown)}
         except EXPECTED as error:
@@ -267,11 +267,11 @@ class Page:
 
     # ---- what they share -----------------------------------------------------------------------------------------
 
-    def _choose(self, picture: Image.Image, labels: str, settings: tuple[float, ...]) -> Iterator[Changes]:
-        middle = (picture.width / 2, picture.height / 2)
-        shown = Shown(self.workbench.add(picture), labels, point=middle)
-        cleared = dict.fromkeys((self.before, self.after), picture) | dict.fromkeys(self.rows)
-        words = "Stable Diffusion and CLIP are looking at the picture …"
+    def _choose(self, image: Image.Image, labels: str, settings: tuple[float, ...]) -> Iterator[Changes]:
+        middle = (image.width / 2, image.height / 2)
+        shown = Shown(self.workbench.add(image), labels, point=middle)
+        cleared = dict.fromkeys((self.before, self.after), image) | dict.fromkeys(self.rows)
+        words = "Stable Diffusion and CLIP are looking at the image …"
         start: Changes = {self.shown: shown, self.labels: labels, self.heads: "", self.rows_text: ""}
         if not labels.strip():
             yield start | cleared | {self.status: snippets.status("ready", "Now type what to look for in it.")}
@@ -295,7 +295,7 @@ class Page:
             rows = self._rows(shown)
         except EXPECTED as error:
             return self._refusal(error)
-        words = snippets.stage_times(outcome.seconds, time.perf_counter() - start)
+        words = snippets.phase_times(outcome.seconds, time.perf_counter() - start)
         alive = gr.Button(interactive=True)
         return {
             self.shown: shown,
@@ -310,8 +310,8 @@ class Page:
     def _rows(self, shown: Shown) -> Changes:
         config = shown.settings()
         rows = self.workbench.rows(shown.key, shown.point, config)
-        picture = self.workbench.opened(shown.key).picture
-        maps = [draw_row(row, rows.token, picture) for row in (rows.local, rows.coarse, rows.mixed)]
+        image = self.workbench.opened(shown.key).image
+        maps = [draw_row(row, rows.token, image) for row in (rows.local, rows.coarse, rows.mixed)]
         y, x = rows.token
         text = (
             f"Row of S of the token in row {y + 1}, column {x + 1} of {rows.local.shape[0]} × {rows.local.shape[1]}. "
@@ -326,5 +326,5 @@ class Page:
     def _refusal(self, error: Exception) -> Changes:
         words = str(error).strip() or type(error).__name__
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            words = "There is not enough memory for this picture with these settings. Try a smaller picture."
+            words = "There is not enough memory for this image with these settings. Try a smaller image."
         return {self.status: snippets.status("error", words)}

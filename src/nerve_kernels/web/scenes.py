@@ -1,4 +1,4 @@
-"""The pictures the page offers to who has none at hand: scenes that ship with the package."""
+"""The images the page offers to who has none at hand: scenes that ship with the package."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FROM_TEST_SPLIT = (3, 120, 150)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and labels that suit it."""
+    """An image and labels that suit it."""
 
-    picture: Image.Image
+    image: Image.Image
     labels: str
 
 
 @cache
 def scenes() -> tuple[Scene, ...]:
-    """The demonstration pictures, and some of the test scenes.
+    """The demonstration images, and some of the test scenes.
 
     Example:
         >>> scenes()[0].labels
@@ -32,7 +32,7 @@ def scenes() -> tuple[Scene, ...]:
     """
     folder = EMBEDDED_FOLDER / "demo"
     found = []
-    for entry in json.loads((folder / "labels.json").read_text(encoding="utf-8"))["pictures"]:
+    for entry in json.loads((folder / "labels.json").read_text(encoding="utf-8"))["images"]:
         with Image.open(folder / entry["file"]) as opened:
             found.append(Scene(opened.convert("RGB"), ", ".join(entry["labels"])))
     test = EmbeddedScenes("test")

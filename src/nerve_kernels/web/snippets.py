@@ -5,27 +5,27 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from .limits import LARGEST_FILE
-from .opened_picture import HeadWeight
+from .limits import MAX_FILE_BYTES
+from .opened_image import HeadWeight
 
-MOST_BARS = 48
+MAX_BARS = 48
 
 DROP_ZONE = """
 <label class="nerve-drop" tabindex="0">
-  <input type="file" accept="image/*" aria-label="picture file">
-  <b>Drop a picture here</b>, or click to choose one
+  <input type="file" accept="image/*" aria-label="image file">
+  <b>Drop an image here</b>, or click to choose one
   <small>PNG, JPEG, WEBP, GIF, BMP or TIFF, up to %d MB. It stays in this program's memory.</small>
 </label>
 """
-DROP_ZONE %= LARGEST_FILE // 2**20
+DROP_ZONE %= MAX_FILE_BYTES // 2**20
 
-# Files never go through a server-side upload: the picture travels inside the event.
+# Files never go through a server-side upload: the image travels inside the event.
 DROP_ZONE_SCRIPT = """
 const send = (file) => {
   if (!file) return;
-  if (file.size > LARGEST_FILE) { trigger('upload', {too_large: file.size}); return; }
+  if (file.size > MAX_FILE_BYTES) { trigger('upload', {too_large: file.size}); return; }
   const reader = new FileReader();
-  reader.onload = () => trigger('upload', {picture: reader.result});
+  reader.onload = () => trigger('upload', {image: reader.result});
   reader.onerror = () => trigger('upload', {});
   reader.readAsDataURL(file);
 };
@@ -42,7 +42,7 @@ element.addEventListener('change', (event) => {
 element.addEventListener('dragover', (event) => over(event, true));
 element.addEventListener('dragleave', (event) => over(event, false));
 element.addEventListener('drop', (event) => { over(event, false); send(event.dataTransfer.files[0]); });
-""".replace("LARGEST_FILE", str(LARGEST_FILE))
+""".replace("MAX_FILE_BYTES", str(MAX_FILE_BYTES))
 
 # A file made in the browser from what the server answered: nothing is written on the server.
 DOWNLOAD_SCRIPT = """
@@ -96,24 +96,24 @@ def status(kind: str, words: str, details: str = "") -> str:
     return f'<div class="nerve-status {html.escape(kind)}" role="status">{html.escape(words)}{small}</div>'
 
 
-def stage_times(seconds: Mapping[str, float], shown: float) -> tuple[str, str]:
-    """What a run took, in words: a headline, and the stages that ran.
+def phase_times(seconds: Mapping[str, float], shown: float) -> tuple[str, str]:
+    """What a run took, in words: a headline, and the phases that ran.
 
     Args:
-        seconds: by stage.
+        seconds: by phase.
         shown: seconds from the request to the answer.
 
     Example:
-        >>> stage_times({"random walk": 0.004, "drawing": 0.02}, 0.03)
+        >>> phase_times({"random walk": 0.004, "drawing": 0.02}, 0.03)
         ('Done in 30 ms.', 'Ran: random walk 4 ms, drawing 20 ms. Everything else was kept from before.')
-        >>> stage_times({}, 0.001)
+        >>> phase_times({}, 0.001)
         ('Done in 1 ms.', 'Nothing had to run: all of it was kept from before.')
     """
     headline = f"Done in {_duration(shown)}."
     if not seconds:
         return headline, "Nothing had to run: all of it was kept from before."
-    stages = ", ".join(f"{stage} {_duration(taken)}" for stage, taken in seconds.items())
-    return headline, f"Ran: {stages}. Everything else was kept from before."
+    phases = ", ".join(f"{phase} {_duration(taken)}" for phase, taken in seconds.items())
+    return headline, f"Ran: {phases}. Everything else was kept from before."
 
 
 def head_bars(heads: Sequence[HeadWeight]) -> str:
@@ -124,7 +124,7 @@ def head_bars(heads: Sequence[HeadWeight]) -> str:
         >>> "62.0 %" in head_bars(heads)
         True
     """
-    kept = sorted(heads, key=lambda head: -head.weight)[:MOST_BARS]
+    kept = sorted(heads, key=lambda head: -head.weight)[:MAX_BARS]
     longest = max((head.weight for head in kept), default=1.0)
     rows = []
     layer = None
@@ -139,7 +139,7 @@ def head_bars(heads: Sequence[HeadWeight]) -> str:
             f'<div class="track"><div class="bar" style="width:{100 * head.weight / longest:.1f}%"></div></div>'
             f"<div>{100 * head.weight:.1f} % · entropy {head.entropy:.2f}</div>"
         )
-    more = f"<p>The {MOST_BARS} heaviest of {len(heads)} heads.</p>" if len(heads) > len(kept) else ""
+    more = f"<p>The {MAX_BARS} heaviest of {len(heads)} heads.</p>" if len(heads) > len(kept) else ""
     return f'<div class="nerve-bars">{"".join(rows)}</div>{more}'
 
 

@@ -1,4 +1,4 @@
-"""What is behind the page: the models, the pictures last opened, and nothing of the page itself."""
+"""What is behind the page: the models, the images last opened, and nothing of the page itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.pipeline import NervePipeline
 
 from .limits import RefusedError, check_labels, check_settings
-from .opened_picture import HeadWeight, OpenedPicture, Outcome, TokenRows
+from .opened_image import HeadWeight, OpenedImage, Outcome, TokenRows
 
-PICTURES_HELD = 8
+IMAGES_HELD = 8
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class ModelsState:
 
 
 class Workbench:
-    """Models and pictures of one running page; several visitors share it, one job at a time.
+    """Models and images of one running page; several visitors share it, one job at a time.
 
-    Pictures are held in memory under the hash of their pixels, the latest ``PICTURES_HELD``; a visitor needs a
-    picture's key, which only who has the picture can compute, to see anything of it.
+    Images are held in memory under the hash of their pixels, the latest ``IMAGES_HELD``; a visitor needs an
+    image's key, which only who has the image can compute, to see anything of it.
 
     Args:
         load: makes the pipeline; called once, by :meth:`start_loading`.
@@ -42,7 +42,7 @@ class Workbench:
     def __init__(self, load: Callable[[], NervePipeline]) -> None:
         self._load = load
         self._models: Future[NervePipeline] = Future()
-        self._pictures: OrderedDict[str, OpenedPicture] = OrderedDict()
+        self._images: OrderedDict[str, OpenedImage] = OrderedDict()
         self._holding = threading.Lock()
         self._working = threading.Lock()
 
@@ -64,30 +64,30 @@ class Workbench:
             return ModelsState("loading")
         return ModelsState("ready") if error is None else ModelsState("failed", " ".join(str(error).split()))
 
-    def add(self, picture: Image.Image) -> str:
-        """Hold a picture; returns the key by which it is asked for."""
-        content = f"{picture.size}".encode() + picture.tobytes()
+    def add(self, image: Image.Image) -> str:
+        """Hold an image; returns the key by which it is asked for."""
+        content = f"{image.size}".encode() + image.tobytes()
         key = hashlib.sha256(content).hexdigest()
         with self._holding:
-            self._pictures.setdefault(key, OpenedPicture(self.pipeline, picture))
-            self._pictures.move_to_end(key)
-            if len(self._pictures) > PICTURES_HELD:
-                self._pictures.popitem(last=False)
+            self._images.setdefault(key, OpenedImage(self.pipeline, image))
+            self._images.move_to_end(key)
+            if len(self._images) > IMAGES_HELD:
+                self._images.popitem(last=False)
         return key
 
-    def opened(self, key: object) -> OpenedPicture:
-        """The picture held under a key.
+    def opened(self, key: object) -> OpenedImage:
+        """The image held under a key.
 
         Raises:
             RefusedError: none was chosen, or it has been let go.
         """
         if not isinstance(key, str) or not key:
-            raise RefusedError("Drop a picture or choose one of the scenes first.")
+            raise RefusedError("Drop an image or choose one of the scenes first.")
         with self._holding:
-            if key not in self._pictures:
-                raise RefusedError("This picture is no longer held here. Please drop it again.")
-            self._pictures.move_to_end(key)
-            return self._pictures[key]
+            if key not in self._images:
+                raise RefusedError("This image is no longer held here. Please drop it again.")
+            self._images.move_to_end(key)
+            return self._images[key]
 
     def pipeline(self) -> NervePipeline:
         """The models, with the settings that the sliders start from.
@@ -103,7 +103,7 @@ class Workbench:
         return self._models.result()
 
     def segment(self, key: object, labels: object, config: NerveConfig) -> Outcome:
-        """Segment a held picture by words; see :meth:`OpenedPicture.segment`."""
+        """Segment a held image by words; see :meth:`OpenedImage.segment`."""
         words = check_labels(labels)
         check_settings(config)
         opened = self.opened(key)
@@ -111,14 +111,14 @@ class Workbench:
             return opened.segment(words, config)
 
     def rows(self, key: object, point: tuple[float, float], config: NerveConfig) -> TokenRows:
-        """A token's row of S in a held picture; see :meth:`OpenedPicture.rows`."""
+        """A token's row of S in a held image; see :meth:`OpenedImage.rows`."""
         check_settings(config)
         opened = self.opened(key)
         with self._working:
             return opened.rows(point, config)
 
     def head_weights(self, key: object, config: NerveConfig) -> list[HeadWeight]:
-        """The heads' weights in a held picture; see :meth:`OpenedPicture.head_weights`."""
+        """The heads' weights in a held image; see :meth:`OpenedImage.head_weights`."""
         opened = self.opened(key)
         with self._working:
             return opened.head_weights(config)

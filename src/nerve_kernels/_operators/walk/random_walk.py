@@ -23,8 +23,8 @@ define(
     f"random_walk(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize, str? backend=None)"
     " -> Tensor"
 )
-# implemented by the compiled extension, csrc/cpu/walk/random_walk.h: it starts from ``start`` where that is given, and besides what
-# random_walk takes it takes v without u, the transpose of u without v
+# implemented by the compiled extension, csrc/cpu/walk/random_walk.h: it starts from ``start`` where that is given, and
+# besides what random_walk takes it takes v without u, the transpose of u without v
 define(
     f"_random_walk_cpp(Tensor seeds, Tensor? start, {AFFINITY_SCHEMA}, float alpha, SymInt steps, bool normalize)"
     " -> Tensor"

@@ -1,0 +1,256 @@
+"""The command ``nerve-segment``: its options, and what happens to each image."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nerve_kernels import __version__
+from nerve_kernels.segmentation.config_checks import CRITERIA, SEED_MODES
+from nerve_kernels.segmentation.images import NotAnImageError
+from nerve_kernels.segmentation.phases import recording_phases
+from nerve_kernels.segmentation.pipeline import NervePipeline
+from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS
+from nerve_kernels.segmentation.text_image.prompts import LabelsLike
+from nerve_kernels.segmentation.text_image.templates import TEMPLATE_LISTS
+
+from .inputs import find_images, result_stems
+from .memory import advice, is_out_of_memory
+from .options import (
+    MODELS,
+    OUTPUT,
+    among,
+    check_output,
+    check_words,
+    load,
+    option,
+    read_background,
+    read_if_given,
+    read_layers,
+    read_timesteps,
+    resolve_config,
+    save_settings,
+    words_beside,
+)
+from .report import Report
+
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+# Where one image cannot be written for one of these, no other can.
+NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nerve-segment {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Files, folders, or quoted globs.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            "-l",
+            show_default=False,
+            help='What to look for: "cat, dog|puppy, grass"; names joined by | are synonyms. '
+            "Without it, labels are read from NAME.txt, labels.txt or labels.json beside each image.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", rich_help_panel=OUTPUT)] = Path(
+        "segmented"
+    ),
+    side_by_side: Annotated[
+        bool, option("--side-by-side", panel=OUTPUT, help="Show the image beside its overlay.")
+    ] = False,
+    quiet: Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Say nothing but errors.")] = False,
+    as_json: Annotated[
+        bool, option("--json", panel=OUTPUT, help="Print a line of JSON for each image: its files, areas, or error.")
+    ] = False,
+    explain: Annotated[
+        bool, option("--explain", panel=OUTPUT, help="Say how long each phase took, and what it ran on.")
+    ] = False,
+    save_config: Annotated[
+        Path | None,
+        option(
+            "--save-config",
+            panel=OUTPUT,
+            help="Write the settings in force to a JSON file for --config; needs no IMAGE.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS, autocompletion=among(*PRESETS))
+    ] = DEFAULT_PRESET,
+    diffusion: Annotated[
+        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x: a folder or a hub id.")
+    ] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
+    device: Annotated[
+        str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.", values=("cpu", "cuda"))
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        option(
+            panel=MODELS,
+            help="float32, float16 or bfloat16; float16 on a GPU.",
+            values=("float32", "float16", "bfloat16"),
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, option(panel=MODELS, help="Shorter side of the image for Stable Diffusion, in pixels.")
+    ] = None,
+    clip_size: Annotated[
+        int | None, option(panel=MODELS, help="Shorter side of the image for CLIP, in pixels.")
+    ] = None,
+    config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
+    background: Annotated[str | None, option(help='Words that are background: "sky, wall", or "default".')] = None,
+    threshold: Annotated[float | None, option(help="Least probability of a label, 0 to 1; below: background.")] = None,
+    alpha: Annotated[float | None, option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
+    beta: Annotated[float | None, option(help="Share of the global affinity, 0 to 1.")] = None,
+    steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
+    tolerance: Annotated[float | None, option(help="In place of steps: largest distance to the walk's limit.")] = None,
+    temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
+    criterion: Annotated[
+        str | None, option(help="Head weights by entropy, information or uniform.", values=CRITERIA)
+    ] = None,
+    keep: Annotated[int | None, option(help="Use only so many attention maps, the best.")] = None,
+    window: Annotated[int | None, option(help="Side of the local affinity's window in tokens, odd.")] = None,
+    cells: Annotated[int | None, option(help="Cells of the global affinity along a side.")] = None,
+    timesteps: Annotated[str | None, option(help='Noise levels: "100" or "50, 100".')] = None,
+    layers: Annotated[str | None, option(help='Attention layers: "64", "latent/1", "up_blocks.3.*".')] = None,
+    templates: Annotated[
+        str | None, option(help="Prompts: imagenet80, short, photo or name.", values=tuple(TEMPLATE_LISTS))
+    ] = None,
+    seed_mode: Annotated[str | None, option(help="cosine or cross_attention.", values=SEED_MODES)] = None,
+    noise_seed: Annotated[int | None, option(help="Seed of the noise.")] = None,
+    walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
+    backend: Annotated[
+        str | None,
+        option(help="eager, cpp, triton or cuda; the best there is.", values=("eager", "cpp", "triton", "cuda")),
+    ] = None,
+    version: Annotated[
+        bool,
+        option("--version", panel="Options", help="Show the version and leave.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Colour and name what is in images, by any words, without training.
+
+    For each image NAME it writes NAME_overlay.png, NAME_labels.png and NAME.json.
+
+    \b
+    [bold]Examples[/bold]
+    One image, two labels; "puppy" is another word for "dog":
+      [cyan]nerve-segment park.jpg --labels "cat, dog|puppy"[/cyan]
+    A folder; what is neither is background; results go to masks/:
+      [cyan]nerve-segment photos/ -l "cat, dog" --background default --out masks[/cyan]
+    All JPEGs below a folder, labels from labels.txt beside them:
+      [cyan]nerve-segment "photos/**/*.jpg"[/cyan]
+    Stable Diffusion 1.5 and CLIP from the hub, for photographs:
+      [cyan]nerve-segment park.jpg -l "cat, grass" --preset sd15-clip-b16[/cyan]
+    What ran where, and how long it took:
+      [cyan]nerve-segment park.jpg -l "cat, grass" --explain[/cyan]
+    Keep settings, and use them again:
+      [cyan]nerve-segment --alpha 0.9 --window 9 --save-config mine.json[/cyan]
+      [cyan]nerve-segment park.jpg -l "cat, grass" --config mine.json[/cyan]
+    For scripts, a line of JSON for each image and no progress bar:
+      [cyan]nerve-segment photos/ -l "cat, grass" --json --quiet[/cyan]
+
+    \b
+    [bold]Exit codes[/bold]
+      0    every image was segmented and written
+      1    some could not be, or no model could be loaded; the rest is written
+      2    wrong options, before anything is computed
+      3    a fault of this program; please report it
+      130  interrupted; the files that are there are whole
+    """
+    if not images and save_config is None:
+        raise typer.BadParameter('wanted an IMAGE, as in nerve-segment park.jpg --labels "cat, dog"; see --help')
+    overrides = {
+        "diffusion_size": size,
+        "clip_size": clip_size,
+        "background_words": read_if_given(background, read_background),
+        "probability_threshold": threshold,
+        "alpha": alpha,
+        "beta": beta,
+        "steps": steps,
+        "tolerance": tolerance,
+        "temperature": temperature,
+        "criterion": criterion,
+        "keep": keep,
+        "window": window,
+        "cells": cells,
+        "timesteps": read_if_given(timesteps, read_timesteps),
+        "layers": read_if_given(layers, read_layers),
+        "templates": templates,
+        "seed_mode": seed_mode,
+        "noise_seed": noise_seed,
+        "walk": walk,
+        "backend": backend,
+    }
+    given = {name: value for name, value in overrides.items() if value is not None}
+    in_force = resolve_config(config, preset, custom=bool(diffusion and clip), overrides=given)
+    files, complaints = find_images(images or [])
+    words: dict[Path, LabelsLike] = {file: words_beside(file) if labels is None else labels for file in files}
+    if labels is not None:
+        check_words(labels, in_force)
+    for file in files if labels is None else ():
+        check_words(words[file], in_force, beside=file)
+    stems = result_stems(files, out)
+    if files:
+        check_output(out, stems, files)
+    if save_config is not None:
+        save_settings(in_force, save_config)
+    # Before anything is said: what is wrong with the options is then all that is said.
+    pipeline = load(preset, diffusion, clip, device, dtype, in_force) if files else None
+    report = Report(quiet=quiet, as_json=as_json, explain=explain)
+    for complaint in complaints:
+        report.failed(complaint)
+    if pipeline is not None:
+        _segment_all(pipeline, files, words, stems, side_by_side=side_by_side, report=report)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _segment_all(
+    pipeline: NervePipeline,
+    files: list[Path],
+    words: dict[Path, LabelsLike],
+    stems: list[Path],
+    *,
+    side_by_side: bool,
+    report: Report,
+) -> None:
+    models = f"torch on {pipeline.clip.device}, {str(pipeline.clip.model.dtype).removeprefix('torch.')}"
+    with report.progress() as progress:
+        task = progress.add_task("segmenting", total=len(files))
+        for number, (file, stem) in enumerate(zip(files, stems, strict=True), start=1):
+            out_of_memory = False
+            with recording_phases() as phases:
+                try:
+                    written = pipeline(file, words[file]).save(stem, side_by_side=side_by_side)
+                except (NotAnImageError, FileNotFoundError) as error:
+                    report.failed(str(error), file)
+                except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                    out_of_memory = is_out_of_memory(error)
+                    if isinstance(error, OSError) and error.filename:
+                        report.failed(f"{error.filename}: cannot be written: {error.strerror}", file)
+                        if error.errno in NO_MORE_WRITING:
+                            if number < len(files):
+                                report.failed(f"stopped: {len(files) - number} more could not be written either")
+                            return
+                    elif not out_of_memory:
+                        report.failed(f"{file}: {error}", file)
+                else:
+                    report.done(file, written, phases, models)
+            if out_of_memory:  # here, where the error and the memory that its frames hold are gone
+                failed = next((one.name for one in phases if one.failed), None)
+                report.failed(f"{file}: {advice(pipeline, file, words[file], failed)}", file)
+            progress.advance(task)

@@ -1,0 +1,101 @@
+"""From captured queries and keys to one affinity: stages 1 and 2 of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+import nerve_kernels as nk
+from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.phases import AFFINITY, phase
+
+from .capture import CapturedLayer
+
+
+def largest_grid(layers: Sequence[CapturedLayer]) -> tuple[int, int]:
+    """The grid with the most tokens: the walk runs on it."""
+    return max((layer.grid for layer in layers), key=lambda grid: grid[0] * grid[1])
+
+
+class AffinityBuilder:
+    """Builds affinities of one image, and keeps what all of them share.
+
+    Args:
+        layers: queries and keys of at least one layer.
+
+    The entropies and the softmax normalisers do not depend on the config, so that several
+    settings (as in an ablation) pay for them once.
+    """
+
+    def __init__(self, layers: Sequence[CapturedLayer]) -> None:
+        if not layers:
+            raise ValueError("layers: got none, wanted the queries and keys of at least one layer")
+        self.layers = tuple(layers)
+        self.grid = largest_grid(layers)
+        self._entropies: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    def entropies(self, backend: str | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Per layer the entropies (B, heads, N) in nats, and the logarithms of the softmax's sums."""
+        if self._entropies is None:
+            pairs = [nk.attention_entropy(layer.q, layer.k, return_lse=True, backend=backend) for layer in self.layers]
+            self._entropies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        return self._entropies
+
+    def weights(self, config: NerveConfig) -> list[torch.Tensor]:
+        """Per layer the head weights (B, heads); they sum to 1 over all layers and heads."""
+        if config.criterion == "uniform":
+            return self._uniform_weights()
+        entropies, lses = self.entropies(config.backend)
+        marginals = None
+        if config.criterion == "information":
+            marginals = [
+                nk.attention_marginal(layer.q, layer.k, lse=lse, backend=config.backend)
+                for layer, lse in zip(self.layers, lses, strict=True)
+            ]
+        return nk.head_weights(
+            entropies,
+            num_keys=[layer.k.shape[2] for layer in self.layers],
+            temperature=config.temperature,
+            criterion=cast(Any, config.criterion),
+            marginal=marginals,
+            keep=config.keep,
+        )
+
+    @phase(AFFINITY)
+    def build(self, config: NerveConfig) -> Any:
+        """S = β S_global + (1 − β) S_local on the largest grid; at β = 0 or 1 one alone.
+
+        Args:
+            config: criterion, temperature, keep, window, cells, beta and backend are used. On an
+                image so narrow that its grid cannot hold them, window and cells are cut to it;
+                the window then still reaches every token that it would have reached.
+
+        Returns:
+            An affinity for :func:`nerve_kernels.random_walk`.
+        """
+        weights = self.weights(config)
+        _, lses = self.entropies(config.backend)
+        q = [layer.q for layer in self.layers]
+        k = [layer.k for layer in self.layers]
+        grids = [layer.grid for layer in self.layers]
+        common: dict[str, Any] = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
+        window = _at_most(config.window, [2 * side - 1 for side in self.grid])
+        fewest = [min(sides) for sides in zip(*grids, strict=True)]
+        cells = None if config.cells is None else _at_most(config.cells, fewest)
+        if config.beta == 1.0:
+            return nk.global_affinity(q, k, weights, cells=cells, **common)
+        local = nk.local_affinity(q, k, weights, window=window, **common)
+        if config.beta == 0.0:
+            return local
+        return nk.mix(nk.global_affinity(q, k, weights, cells=cells, **common), local, beta=config.beta)
+
+    def _uniform_weights(self) -> list[torch.Tensor]:
+        total = sum(layer.q.shape[1] for layer in self.layers)
+        return [torch.full(layer.q.shape[:2], 1.0 / total, device=layer.q.device) for layer in self.layers]
+
+
+def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:
+    first, second = (sides, sides) if isinstance(sides, int) else sides
+    return min(first, limits[0]), min(second, limits[1])

@@ -1,0 +1,243 @@
+"""Stable Diffusion's self-attention: from an image to the queries and keys of its UNet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from nerve_kernels.segmentation.extras import require_extra
+from nerve_kernels.segmentation.images import size_for_model, to_tensor
+from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
+
+from .capture import CapturedLayer, capture_layers, list_layers
+from .layers import SelfAttentionLayer, select_layers
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+
+class DiffusionFeatures:
+    """Queries and keys of a Stable Diffusion UNet for an image.
+
+    The image becomes the mean of its VAE latent, is noised to each timestep,
+
+        x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε ,
+
+    and goes through the UNet once with the empty prompt.
+
+    Args:
+        unet: ``UNet2DConditionModel``.
+        vae: ``AutoencoderKL``.
+        scheduler: ``DDPMScheduler`` with the checkpoint's noise schedule.
+        empty_prompt: (1, length, D) the text encoder's answer to the empty prompt.
+
+    Raises:
+        ValueError: a UNet that needs more than a latent, a timestep and a prompt.
+
+    Source:
+        NERVE, arXiv 2511.08248; timestep and layers are not published.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: DDPMScheduler,
+        empty_prompt: torch.Tensor,
+    ) -> None:
+        if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
+            raise ValueError(
+                "diffusion: this UNet needs conditions beside the prompt (Stable Diffusion XL "
+                "does); wanted a Stable Diffusion 1.x or 2.x checkpoint"
+            )
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ValueError(
+                f"diffusion: the UNet takes {unet.config.in_channels} channels and the VAE's "
+                f"latent has {vae.config.latent_channels} (inpainting checkpoints differ so); "
+                "wanted a text-to-image checkpoint"
+            )
+        self.unet = unet
+        self.vae = vae
+        self.scheduler = scheduler
+        self.empty_prompt = empty_prompt
+        self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+        self._layers: tuple[SelfAttentionLayer, ...] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> DiffusionFeatures:
+        """Load UNet, VAE, noise schedule and text encoder; the text encoder is let go again.
+
+        Args:
+            source: a folder in the hub's Stable Diffusion format, or a model id of the hub.
+            device: None: a GPU if there is one.
+            dtype: None: float16 on a GPU, else float32.
+
+        Returns:
+            The extractor.
+
+        Raises:
+            MissingExtraError: diffusers or transformers is not installed.
+            ModelLoadError: incomplete folder, unknown id, or no connection.
+        """
+        require_extra("diffusers", "transformers")
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
+            return load_part(load, source, argument="diffusion", subfolder=subfolder, **options)
+
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        # Stable Diffusion 1.x's VAE overflows float16, and it runs only once an image.
+        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+        unet = part(UNet2DConditionModel.from_pretrained, "unet", torch_dtype=dtype)
+        vae = part(AutoencoderKL.from_pretrained, "vae", torch_dtype=vae_dtype)
+        # Whatever sampler the checkpoint names, its noise schedule is all that is needed here,
+        # and DDPMScheduler adds noise in the scale in which the UNet was trained.
+        scheduler = part(DDPMScheduler.from_pretrained, "scheduler", weights=False)
+        text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder")
+        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", weights=False)
+        freeze(unet, device, dtype)
+        freeze(vae, device, vae_dtype)
+        freeze(text_encoder, device, dtype)
+        length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            empty_prompt = text_encoder(tokens.input_ids.to(device))[0]
+        return cls(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
+
+    @property
+    def layers(self) -> tuple[SelfAttentionLayer, ...]:
+        """All self-attention layers in the order in which they run, with their grids."""
+        if self._layers is None:
+            # One pass on the smallest latent: neither order nor shrink depends on its size.
+            side = self.latent_multiple
+            latent = torch.zeros(1, self.unet.config.in_channels, side, side)
+            self._layers = list_layers(self.unet, lambda: self.denoise(latent, 0), latent_size=(side, side))
+        return self._layers
+
+    def image_size(self, size: tuple[int, int], short_side: int) -> tuple[int, int]:
+        """The size an image is resized to: same aspect ratio, as near as the UNet allows.
+
+        Args:
+            size: (height, width) of the image in pixels.
+            short_side: wanted shorter side in pixels.
+
+        Returns:
+            (height, width), multiples of what VAE and UNet need; see
+            :func:`nerve_kernels.segmentation.images.size_for_model`.
+        """
+        return size_for_model(size, short_side, self.latent_factor * self.latent_multiple)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image, *, short_side: int) -> torch.Tensor:
+        """The scaled mean of the image's latent.
+
+        Args:
+            image: RGB.
+            short_side: in pixels.
+
+        Returns:
+            (1, channels, height, width) in the VAE's dtype.
+        """
+        size = self.image_size((image.height, image.width), short_side)
+        pixels = (to_tensor(image, size) * 2 - 1).to(self.vae.device, self.vae.dtype)
+        mean = self.vae.encode(pixels).latent_dist.mean
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (mean - shift) * self.vae.config.scaling_factor
+
+    def add_noise(self, latent: torch.Tensor, timestep: int, generator: torch.Generator) -> torch.Tensor:
+        """x_t = √ᾱ_t · latent + √(1 − ᾱ_t) · ε.
+
+        Args:
+            latent: (B, channels, height, width).
+            timestep: 0 .. the schedule's last.
+            generator: draws ε in float32 on its own device, so that a seed of a CPU generator
+                means the same noise on every machine.
+
+        Returns:
+            A tensor like `latent`.
+
+        Raises:
+            ValueError: a timestep outside the schedule.
+        """
+        self.check_timestep(timestep)
+        noise = torch.randn(latent.shape, generator=generator, device=generator.device)
+        at = torch.full((latent.shape[0],), timestep, dtype=torch.long)
+        noisy = self.scheduler.add_noise(latent.float(), noise.to(latent.device), at)
+        return noisy.to(latent.dtype)
+
+    def check_timestep(self, timestep: int) -> None:
+        """Raise ValueError where the noise schedule has no such timestep."""
+        last = int(self.scheduler.config.num_train_timesteps) - 1
+        if not 0 <= timestep <= last:
+            raise ValueError(f"timesteps: got {timestep}, wanted 0 .. {last} for this schedule")
+
+    @torch.no_grad()
+    def denoise(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+        """One UNet pass with the empty prompt: (B, channels, height, width) to the same."""
+        prompt = self.empty_prompt.expand(noisy.shape[0], -1, -1)
+        noisy = noisy.to(self.unet.device, self.unet.dtype)
+        return self.unet(noisy, timestep, encoder_hidden_states=prompt, return_dict=False)[0]
+
+    def capture(
+        self,
+        latent: torch.Tensor,
+        *,
+        timesteps: Sequence[int],
+        layers: Sequence[int | str],
+        generator: torch.Generator,
+        stop_early: bool = True,
+    ) -> list[CapturedLayer]:
+        """Queries and keys of the chosen layers at each timestep.
+
+        Args:
+            latent: (B, channels, height, width) from :meth:`encode`.
+            timesteps: one UNet pass each.
+            layers: selectors, see :func:`nerve_kernels.segmentation.attention.layers.select_layers`.
+            generator: draws the noise, in the order of `timesteps`.
+            stop_early: end each pass after the last wanted layer.
+
+        Returns:
+            The layers of the first timestep in the order in which they run, then the next.
+
+        Raises:
+            ValueError: a selector that fits no layer, or a timestep outside the schedule.
+        """
+        size = (int(latent.shape[-2]), int(latent.shape[-1]))
+        names = [layer.name for layer in select_layers(self.layers, layers, latent_size=size)]
+        captured: list[CapturedLayer] = []
+        for timestep in timesteps:
+            noisy = self.add_noise(latent, timestep, generator)
+
+            def run(noisy: torch.Tensor = noisy, timestep: int = timestep) -> torch.Tensor:
+                return self.denoise(noisy, timestep)
+
+            found, _ = capture_layers(self.unet, names, run, timestep=timestep, stop_early=stop_early)
+            captured += found
+        return captured
+
+    def __call__(
+        self,
+        image: Image.Image,
+        *,
+        short_side: int,
+        timesteps: Sequence[int],
+        layers: Sequence[int | str],
+        generator: torch.Generator,
+    ) -> list[CapturedLayer]:
+        """From an image to queries and keys: :meth:`encode`, then :meth:`capture`."""
+        latent = self.encode(image, short_side=short_side)
+        return self.capture(latent, timesteps=timesteps, layers=layers, generator=generator)

@@ -1,0 +1,158 @@
+"""Any image file or array to upright 8-bit RGB, and from there to a tensor."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_ASPECT = 4.0
+# EPS would be run as a program, by Ghostscript; the others hand the file to whatever program registered for it.
+REFUSED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+
+ImageLike = Image.Image | np.ndarray | str | os.PathLike[str]
+
+
+class NotAnImageError(ValueError):
+    """What was given cannot be read as an image."""
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in REFUSED_FORMATS)
+
+
+def load_image(image: ImageLike) -> Image.Image:
+    """Read an image as upright 8-bit RGB.
+
+    EXIF rotation is applied; transparency is laid on white; grey, palette, CMYK, 16-bit and
+    floating-point images are converted; of an animation the first frame is taken.
+
+    Args:
+        image: a path, a ``PIL.Image.Image``, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    Returns:
+        A ``PIL.Image.Image`` of mode RGB. The argument is left as it was.
+
+    Raises:
+        FileNotFoundError: no such file.
+        NotAnImageError: the file is no image, or is damaged.
+        TypeError: none of the accepted types, or an array that is not uint8.
+
+    Example:
+        >>> load_image(Image.new("LA", (4, 2))).mode
+        'RGB'
+    """
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image))
+    if not isinstance(image, (str, os.PathLike)):
+        raise TypeError(f"image: got {type(image).__name__}, wanted a path, a PIL image or a uint8 array")
+    path = Path(image)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():  # reading from a pipe or a device may never end
+        raise NotAnImageError(f"{path}: not a file")
+    try:
+        # As a stream: of a path Pillow maps grey TIFFs into memory, and forgets to turn them upright.
+        with path.open("rb") as stream, Image.open(stream, formats=readable_formats()) as opened:
+            opened.load()
+            return _to_rgb(opened)
+    except Image.DecompressionBombError as error:
+        raise NotAnImageError(f"{path}: too large an image ({error})") from error
+    except UnidentifiedImageError as error:
+        raise NotAnImageError(f"{path}: not an image") from error
+    except PermissionError as error:
+        raise NotAnImageError(f"{path}: no permission to read it") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers report damage by nearly every exception there is
+        raise NotAnImageError(f"{path}: unreadable ({str(error) or type(error).__name__})") from error
+
+
+def size_for_model(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
+    """The size an image is resized to for a model: whole multiples, the aspect ratio as near as they allow.
+
+    Images longer than four times their width keep the area of the longest allowed one: a model's cost grows with
+    the number of its tokens, or with its square. Where even one multiple is too wide for that, they are shortened.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        short_side: wanted shorter side in pixels.
+        multiple: what both sides must be multiples of, in pixels.
+
+    Returns:
+        (height, width).
+
+    Example:
+        >>> size_for_model((600, 900), 512, 64), size_for_model((10, 20000), 512, 64)
+        ((512, 768), (64, 24576))
+    """
+    scale = short_side / min(size) * min(1.0, (MAX_ASPECT * min(size) / max(size)) ** 0.5)
+    height, width = (max(1, round(side * scale / multiple)) for side in size)
+    # Half as much again is room for rounding, which only a side of less than one multiple exceeds.
+    most = int(1.5 * MAX_ASPECT * max(1, round(short_side / multiple)) ** 2)
+    short, long = min(height, width), min(max(height, width), max(1, most // min(height, width)))
+    height, width = (short, long) if size[0] <= size[1] else (long, short)
+    return height * multiple, width * multiple
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """Resize an image and give it as a float tensor.
+
+    Args:
+        image: an RGB image.
+        size: (height, width) in pixels.
+
+    Returns:
+        (1, 3, height, width) float32 in [0, 1], on the CPU.
+
+    Example:
+        >>> to_tensor(Image.new("RGB", (4, 2), "white"), (2, 3)).shape
+        torch.Size([1, 3, 2, 3])
+    """
+    height, width = size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(torch.float32) / 255.0
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise TypeError(
+            f"image: got an array of {array.dtype} {array.shape}, wanted uint8 (H, W), "
+            "(H, W, 3) or (H, W, 4); scale floats to 0..255 and convert first"
+        )
+    if 0 in array.shape:
+        raise NotAnImageError(f"image: the array {array.shape} has no pixels")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        upright = _to_eight_bits(upright)
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        with_alpha = upright.convert("RGBA")
+        white = Image.new("RGBA", with_alpha.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits; Pillow alone would clip it to white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if image.mode == "F" and values.max(initial=0.0) <= 1.0:
+        values = values * 255.0
+    elif image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0:
+        values = values / 257.0  # 65535 becomes 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Where G comes from: embeddings of places and of names in one space."""

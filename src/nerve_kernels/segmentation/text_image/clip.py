@@ -1,0 +1,224 @@
+"""CLIP, densely: an embedding for every patch of an image, and one for every name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+from PIL import Image
+
+from nerve_kernels.segmentation.extras import require_extra
+from nerve_kernels.segmentation.images import size_for_model, to_tensor
+from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
+
+from .templates import fill
+from .text_tower import embed_rows
+from .vision import dense_embeddings
+from .windows import OverlapAverage, window_starts
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+
+WINDOWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class PatchEmbeddings:
+    """Where CLIP sees what.
+
+    Args:
+        values: (H*W, D) float32, row-major; unit length, or averages of such over windows.
+        grid: (H, W) in patches.
+    """
+
+    values: torch.Tensor
+    grid: tuple[int, int]
+
+
+class DenseClip:
+    """A CLIP checkpoint that embeds patches and names in one space.
+
+    Args:
+        model: ``transformers.CLIPModel``.
+        tokenizer: its tokenizer.
+        mean, std: per channel, for pixels in [0, 1].
+
+    Source:
+        MaskCLIP, arXiv 2112.01071 (value path); ClearCLIP, arXiv 2407.12442 (self-self
+        attention, no residual, no feed-forward).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.patch_size = int(model.config.vision_config.patch_size)
+        self.native_size = int(model.config.vision_config.image_size)
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+        self._known_names: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> DenseClip:
+        """Load a checkpoint.
+
+        Args:
+            source: a folder in the hub's CLIP format, or a model id of the hub.
+            device: None: a GPU if there is one.
+            dtype: None: float16 on a GPU, else float32.
+
+        Returns:
+            The model, ready.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+            ModelLoadError: incomplete folder, unknown id, or no connection.
+        """
+        require_extra("transformers")
+        from transformers import CLIPModel, CLIPTokenizer
+        from transformers.image_processing_utils import BaseImageProcessor
+
+        device = choose_device(device)
+        model: CLIPModel = load_part(CLIPModel.from_pretrained, source, argument="clip")
+        tokenizer: CLIPTokenizer = load_part(CLIPTokenizer.from_pretrained, source, argument="clip", weights=False)
+        # Only its settings are wanted; the preprocessor itself would crop, and may need torchvision.
+        preprocessor: dict[str, Any] = load_part(
+            BaseImageProcessor.get_image_processor_dict, source, argument="clip", weights=False
+        )[0]
+        freeze(model, device, choose_dtype(dtype, device))
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            mean=preprocessor["image_mean"],
+            std=preprocessor["image_std"],
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned factor on cosine similarities, about 100 for OpenAI's models."""
+        return float(self.model.logit_scale.float().exp())
+
+    def image_size(self, size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+        """The size an image is resized to: whole patches, the aspect ratio as near as they allow.
+
+        Args:
+            size: (height, width) in pixels.
+            short_side: in pixels; None: the model's own.
+
+        Returns:
+            (height, width), multiples of the patch side.
+        """
+        return size_for_model(size, short_side or self.native_size, self.patch_size)
+
+    @torch.no_grad()
+    def embed_image(
+        self,
+        image: Image.Image,
+        *,
+        short_side: int | None = None,
+        window: int | None = None,
+        stride: int = 112,
+        features: str = "key_key",
+        residual: bool = False,
+        feed_forward: bool = False,
+    ) -> PatchEmbeddings:
+        """An embedding for each patch.
+
+        Args:
+            image: RGB, any size.
+            short_side: shorter side to resize to, in pixels; None: the model's own.
+            window: side of sliding windows in pixels, a multiple of the patch; None: the whole
+                image at once, with interpolated position embeddings.
+            stride: step between windows in pixels, a multiple of the patch. Where windows
+                overlap, their embeddings are averaged, which averages their similarities.
+            features, residual, feed_forward: see
+                :func:`nerve_kernels.segmentation.text_image.vision.dense_embeddings`.
+
+        Returns:
+            The embeddings and their grid.
+
+        Raises:
+            ValueError: window or stride that are no multiples of the patch.
+        """
+        patch = self.patch_size
+        height, width = self.image_size((image.height, image.width), short_side)
+        if window is not None:
+            for name, value in (("clip_window", window), ("clip_stride", stride)):
+                if value % patch or value < patch:
+                    raise ValueError(
+                        f"{name}: got {value}, wanted a multiple of this model's patch of "
+                        f"{patch} pixels, such as {max(1, round(value / patch)) * patch}"
+                    )
+        pixels = (to_tensor(image, (height, width)) - self._mean) / self._std
+        view_height, view_width = (min(window or side, side) for side in (height, width))
+        corners = [
+            (top, left)
+            for top in window_starts(height, view_height, stride)
+            for left in window_starts(width, view_width, stride)
+        ]
+        average: OverlapAverage | None = None
+        for first in range(0, len(corners), WINDOWS_AT_ONCE):
+            some = corners[first : first + WINDOWS_AT_ONCE]
+            views = torch.cat([pixels[..., y : y + view_height, x : x + view_width] for y, x in some])
+            seen = dense_embeddings(
+                self.model,
+                views.to(self.device),
+                features=features,
+                residual=residual,
+                feed_forward=feed_forward,
+            )
+            if average is None:
+                average = OverlapAverage(height // patch, width // patch, seen.shape[-1], self.device)
+            for (top, left), one in zip(some, seen, strict=True):
+                average.add(one, top // patch, left // patch)
+        assert average is not None  # there is always at least one window
+        values = average.mean()
+        return PatchEmbeddings(values.flatten(0, 1), (values.shape[0], values.shape[1]))
+
+    @torch.no_grad()
+    def embed_names(self, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """One embedding a name: the mean over the templates, of unit length before and after.
+
+        Args:
+            names: what to look for.
+            templates: prompts with ``{}`` for the name.
+
+        Returns:
+            (names, D) float32 on the model's device.
+        """
+        key = tuple(templates)
+        new = [name for name in dict.fromkeys(names) if (name, key) not in self._known_names]
+        prompts = [fill(template, name) for name in new for template in key]
+        if prompts:
+            by_prompt = self._embed_prompts(prompts)
+            means = functional.normalize(by_prompt.unflatten(0, (len(new), -1)).mean(1), dim=-1)
+            for name, mean in zip(new, means, strict=True):
+                self._known_names[name, key] = mean
+        return torch.stack([self._known_names[name, key] for name in names])
+
+    def _embed_prompts(self, prompts: list[str]) -> torch.Tensor:
+        limit = self.model.config.text_config.max_position_embeddings
+        longest = min(self.tokenizer.model_max_length, limit)
+        rows: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=longest).input_ids
+        return embed_rows(self.model, rows)

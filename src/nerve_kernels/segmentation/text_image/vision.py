@@ -1,0 +1,112 @@
+"""CLIP's last vision block, changed so that every patch answers for its own place.
+
+Trained on whole images, CLIP's last attention gathers the image into one token, which
+blurs what is where. Taking each patch's own value (MaskCLIP), or letting patches look at
+those with similar keys (ClearCLIP), keeps the answer in place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+
+from nerve_kernels.segmentation.config_checks import DENSE_FEATURES
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+
+class _LastBlockReached(Exception):
+    """Carries the tokens that enter the last block; never seen outside this module."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+
+def dense_embeddings(
+    model: CLIPModel,
+    pixels: torch.Tensor,
+    *,
+    features: str = "key_key",
+    residual: bool = False,
+    feed_forward: bool = False,
+) -> torch.Tensor:
+    """Embeddings of all patches in CLIP's common space.
+
+    With x the tokens that enter the last block and q, k, v of LayerNorm(x):
+
+        value        y = W_o v
+        key_key      y = W_o softmax(k kᵀ / √d) v       (query_query, query_key likewise)
+        residual     y ← x + y
+        feed_forward y ← y + MLP(LayerNorm(y))
+
+    then post-LayerNorm, projection, unit length.
+
+    Args:
+        model: ``transformers.CLIPModel``.
+        pixels: (B, 3, height, width), normalised; sides multiples of the patch, any size:
+            position embeddings are interpolated.
+        features: ``"value"``, ``"key_key"``, ``"query_query"`` or ``"query_key"``.
+        residual: keep the residual connection around the attention.
+        feed_forward: keep the feed-forward part and its residual connection.
+
+    Returns:
+        (B, height / patch, width / patch, D) float32 of unit length.
+
+    Raises:
+        ValueError: unknown features, or sides that are no multiples of the patch.
+
+    Source:
+        MaskCLIP, arXiv 2112.01071; ClearCLIP, arXiv 2407.12442.
+    """
+    patch = int(model.config.vision_config.patch_size)
+    height, width = pixels.shape[-2:]
+    if features not in DENSE_FEATURES:
+        raise ValueError(f"features: got {features!r}, wanted one of {', '.join(DENSE_FEATURES)}")
+    if height % patch or width % patch:
+        raise ValueError(f"pixels: got {height}x{width}, wanted sides that are multiples of the patch ({patch})")
+    block: Any = model.vision_model.encoder.layers[-1]
+    tokens = _tokens_before(model, block, pixels)
+    mixed = _attend(block, tokens, features)
+    if residual:
+        mixed = tokens + mixed
+    if feed_forward:
+        mixed = mixed + block.mlp(block.layer_norm2(mixed))
+    patches = model.vision_model.post_layernorm(mixed[:, 1:])  # without the class token
+    embeddings = functional.normalize(model.visual_projection(patches).float(), dim=-1)
+    return embeddings.unflatten(1, (height // patch, width // patch))
+
+
+def _tokens_before(model: CLIPModel, block: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    def stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _LastBlockReached(args[0] if args else kwargs["hidden_states"])
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model.vision_model(pixel_values=pixels.to(model.logit_scale.dtype), interpolate_pos_encoding=True)
+    except _LastBlockReached as reached:
+        return reached.tokens
+    finally:
+        handle.remove()
+    raise RuntimeError("clip: the last vision block did not run; is this a CLIP vision model?")
+
+
+def _attend(block: Any, tokens: torch.Tensor, features: str) -> torch.Tensor:
+    attention = block.self_attn
+    normed = block.layer_norm1(tokens)
+    value = attention.v_proj(normed)
+    if features == "value":
+        return attention.out_proj(value)
+    heads = (attention.num_heads, -1)
+
+    def by_head(projected: torch.Tensor) -> torch.Tensor:
+        return projected.unflatten(-1, heads).transpose(1, 2)
+
+    names = features.split("_")
+    projections = {"query": attention.q_proj, "key": attention.k_proj}
+    left, right = (by_head(projections[name](normed)) for name in names)
+    gathered = functional.scaled_dot_product_attention(left, right, by_head(value))
+    return attention.out_proj(gathered.transpose(1, 2).flatten(2))
