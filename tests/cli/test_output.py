@@ -59,10 +59,10 @@ def test_json_is_a_line_for_each_image(models, images, tmp_path, capsys):
     )
     assert code == 1
     absent, broken, tall, wide = (json.loads(line) for line in out.splitlines())
-    assert absent == {"image": None, "error": f"{tmp_path / 'absent'}: no such file or folder"}
-    assert broken == {"image": str(images / "broken.png"), "error": f"{images / 'broken.png'}: not an image"}
+    assert absent == {"picture": None, "error": f"{tmp_path / 'absent'}: no such file or folder"}
+    assert broken == {"picture": str(images / "broken.png"), "error": f"{images / 'broken.png'}: not an image"}
     assert err.splitlines() == [absent["error"], broken["error"]]  # the same lines, and no progress bar
-    assert (tall["image"], wide["image"]) == (str(images / "tall.jpg"), str(images / "wide.png"))
+    assert (tall["picture"], wide["picture"]) == (str(images / "tall.jpg"), str(images / "wide.png"))
     assert wide["summary"] == json.loads((tmp_path / "out" / "wide.json").read_text())
     assert sorted(Path(path).name for path in wide["files"].values()) == [
         "wide.json",
