@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+
+CLIP_WEIGHTS = "model.safetensors"
+TEXT_WEIGHTS = "text_encoder/model.safetensors"
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 MERGED_WORDS = ("photo", "cat", "dog", "grass", "sky")
 
@@ -109,3 +117,28 @@ def make_clip(folder: Path) -> None:
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+
+
+def copy_with_weights(
+    checkpoint: Path, target: Path, file: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Path:
+    """A copy of a checkpoint in which one file of weights holds what `change` makes of it."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, target)
+    save_file(change(load_file(target / file)), target / file, {"format": "pt"})
+    return target
+
+
+def copy_with_config(checkpoint: Path, target: Path, file: str, **changes: Any) -> Path:
+    """A copy of a checkpoint in which one JSON file has other fields; ``a__b`` is the field b of the object a."""
+    shutil.copytree(checkpoint, target)
+    config = json.loads((target / file).read_text())
+    for name, value in changes.items():
+        *path, field = name.split("__")
+        inner = config
+        for step in path:
+            inner = inner[step]
+        inner[field] = value
+    (target / file).write_text(json.dumps(config))
+    return target

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-Loaded = TypeVar("Loaded")
+from . import hub
+from .checkpoint_configs import check_config_file, least_parameters
+from .checkpoint_weights import check_index, check_keys
 
 
 class ModelLoadError(OSError):
@@ -17,22 +19,25 @@ class ModelLoadError(OSError):
 
 
 def load_part(
-    load: Callable[..., Loaded],
+    load: Callable[..., Any],
     source: str | os.PathLike[str],
     *,
     argument: str,
+    config: str,
+    weights: str | None = None,
     subfolder: str | None = None,
-    weights: bool = True,
     **options: Any,
-) -> Loaded:
-    """Call a library's ``from_pretrained`` and turn its failures into one sentence.
+) -> Any:
+    """Call a library's ``from_pretrained``, judge what it reads and what it loaded, and say failures in one sentence.
 
     Args:
         load: the ``from_pretrained`` of a diffusers or transformers class.
         source: a folder, or a model id of the hub.
         argument: what the caller calls the source, for the message.
+        config: the file of sizes and settings; it is checked before anything is built from it.
+        weights: the file of a part that has weights; those are read as safetensors, never pickles, and must be all
+            that the config asks for.
         subfolder: the part of a Stable Diffusion checkpoint.
-        weights: whether this part has weights; those are read as safetensors, never pickles.
         options: handed on to `load`.
 
     Returns:
@@ -41,13 +46,9 @@ def load_part(
     Raises:
         ModelLoadError: names the argument, the source, the part and the first reason.
     """
-    if weights:
-        options["use_safetensors"] = True
-    if subfolder is not None:
-        options["subfolder"] = subfolder
+    part = f" ({subfolder})" if subfolder else ""
     local = is_local(source)
     if local:
-        options["local_files_only"] = True
         folder = Path(source).expanduser()
         if not (folder / (subfolder or "")).is_dir():
             raise ModelLoadError(
@@ -55,23 +56,61 @@ def load_part(
                 "checkpoint in the hub's folder format"
             )
         source = folder
+    # What is in the cache is of use without a network too.
+    unreachable = not local and not hub.is_switched_off() and not hub.is_reachable()
+    options["local_files_only"] = local or unreachable
+    if subfolder is not None:
+        options["subfolder"] = subfolder
+
+    def find(name: str) -> Path | None:
+        if local:
+            file = Path(source, subfolder or "", name)
+            return file if file.is_file() else None
+        return hub.find_file(str(source), name, subfolder=subfolder, local_files_only=unreachable)
+
     try:
-        return load(str(source), **options)
+        _check_files(find, config, weights)
+        if weights is None:
+            return load(str(source), **options)
+        # Weights of another shape are then told by name, as missing ones are, and refused like them.
+        options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = load(str(source), **options)
+        check_keys(model, found)
+        return model
     except Exception as error:  # the libraries raise many kinds, from OSError to httpx errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if "use_safetensors" in reason:  # the library's advice is to read pickles instead
             reason = "it has no safetensors weights, and pickles are not read here."
-        part = f" ({subfolder})" if subfolder else ""
         if local:
             raise ModelLoadError(
                 f"{argument}: cannot load {source}{part}: {reason} Wanted a complete checkpoint "
                 "in the hub's folder format with safetensors weights."
             ) from error
+        if unreachable:
+            reason = f"{hub.address()} cannot be reached, and the model is not complete in the cache here."
         raise ModelLoadError(
             f"{argument}: cannot load {source!s}{part} from the Hugging Face hub: {reason} "
             "Check the name and the connection, give a folder that holds the checkpoint, or use "
             "the preset 'embedded', which needs neither."
         ) from error
+
+
+def _check_files(find: Callable[[str], Path | None], config: str, weights: str | None) -> None:
+    """Judge what can be judged before anything is built: sizes, and whether weights are safetensors."""
+    file = find(config)
+    sizes = {} if file is None else check_config_file(file)
+    if weights is None:
+        return
+    whole = find(weights)
+    index = None if whole is not None else find(f"{weights}.index.json")
+    files = [] if whole is None else [whole]
+    if index is not None:
+        files = [index.with_name(name) for name in check_index(index)]
+    if not files or not all(file.is_file() for file in files):
+        return  # the library says what it misses, or fetches it
+    least, stored = least_parameters(sizes), sum(file.stat().st_size for file in files)
+    if least > stored:  # every number takes a byte or more
+        raise ValueError(f"{config} describes at least {least} numbers, but its weights are {stored} bytes in all.")
 
 
 def is_local(source: str | os.PathLike[str]) -> bool:

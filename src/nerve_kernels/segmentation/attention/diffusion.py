@@ -102,13 +102,16 @@ class DiffusionFeatures:
         dtype = choose_dtype(dtype, device)
         # Stable Diffusion 1.x's VAE overflows float16, and it runs only once an image.
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        unet = part(UNet2DConditionModel.from_pretrained, "unet", torch_dtype=dtype)
-        vae = part(AutoencoderKL.from_pretrained, "vae", torch_dtype=vae_dtype)
+        file = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
+        unet = part(UNet2DConditionModel.from_pretrained, "unet", torch_dtype=dtype, **file)
+        vae = part(AutoencoderKL.from_pretrained, "vae", torch_dtype=vae_dtype, **file)
         # Whatever sampler the checkpoint names, its noise schedule is all that is needed here,
         # and DDPMScheduler adds noise in the scale in which the UNet was trained.
-        scheduler = part(DDPMScheduler.from_pretrained, "scheduler", weights=False)
-        text_encoder = part(CLIPTextModel.from_pretrained, "text_encoder")
-        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", weights=False)
+        scheduler = part(DDPMScheduler.from_pretrained, "scheduler", config="scheduler_config.json")
+        text_encoder = part(
+            CLIPTextModel.from_pretrained, "text_encoder", config="config.json", weights="model.safetensors"
+        )
+        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", config="tokenizer_config.json")
         freeze(unet, device, dtype)
         freeze(vae, device, vae_dtype)
         freeze(text_encoder, device, dtype)

@@ -95,11 +95,15 @@ class DenseClip:
         from transformers.image_processing_utils import BaseImageProcessor
 
         device = choose_device(device)
-        model: CLIPModel = load_part(CLIPModel.from_pretrained, source, argument="clip")
-        tokenizer: CLIPTokenizer = load_part(CLIPTokenizer.from_pretrained, source, argument="clip", weights=False)
+        model: CLIPModel = load_part(
+            CLIPModel.from_pretrained, source, argument="clip", config="config.json", weights="model.safetensors"
+        )
+        tokenizer: CLIPTokenizer = load_part(
+            CLIPTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json"
+        )
         # Only its settings are wanted; the preprocessor itself would crop, and may need torchvision.
         preprocessor: dict[str, Any] = load_part(
-            BaseImageProcessor.get_image_processor_dict, source, argument="clip", weights=False
+            BaseImageProcessor.get_image_processor_dict, source, argument="clip", config="preprocessor_config.json"
         )[0]
         freeze(model, device, choose_dtype(dtype, device))
         return cls(
