@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it answers at all, and single files of it."""
+"""The Hugging Face hub: whether it answers at all, and the files of its models."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ REMEMBERED_SECONDS = 60.0
 _last_answer: tuple[float, str, bool] | None = None
 
 
-def is_reachable() -> bool:
-    """Whether the hub answers anything within ``REACH_SECONDS``; asked once a minute at most.
+def why_unreachable() -> str | None:
+    """Why nothing can be fetched from the hub, or None; it is asked once a minute at most, for ``REACH_SECONDS``.
 
     The libraries ask for each file anew, wait for each answer and try again: without a network that is minutes, for a
     model that may even be in the cache.
     """
     global _last_answer
-    endpoint = address()
-    now = time.monotonic()
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    endpoint, now = str(constants.ENDPOINT), time.monotonic()
     if _last_answer is None or _last_answer[1] != endpoint or now - _last_answer[0] > REMEMBERED_SECONDS:
         _last_answer = now, endpoint, _answers(endpoint)
-    return _last_answer[2]
+    return None if _last_answer[2] else f"{endpoint} cannot be reached"
 
 
-def address() -> str:
-    """Where the hub is: ``HF_ENDPOINT``, or huggingface.co."""
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
-
-
-def is_switched_off() -> bool:
-    """Whether the user has said that the hub is not to be asked (``HF_HUB_OFFLINE``)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def find_file(model_id: str, name: str, *, subfolder: str | None, local_files_only: bool) -> Path | None:
-    """A file of a model on the hub, in the cache; None where the model has no such file."""
+def find_file(model_id: str, name: str, *, subfolder: str | None) -> Path | None:
+    """A file of a model on the hub, fetched into the cache; None where the model has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return Path(hf_hub_download(model_id, name, subfolder=subfolder, local_files_only=local_files_only))
+        return Path(hf_hub_download(model_id, name, subfolder=subfolder))
     except EntryNotFoundError:
         return None
+
+
+def cached_folder(model_id: str) -> Path | None:
+    """Where the files of a model are that were fetched earlier, in the folder format; None where there are none."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    model = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model_id, repo_type="model")
+    try:
+        folder = model / "snapshots" / (model / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _answers(endpoint: str) -> bool:
@@ -60,7 +62,7 @@ def _answers(endpoint: str) -> bool:
     def ask() -> None:
         try:
             answers.append(get_session().head(endpoint, timeout=REACH_SECONDS).status_code)
-        except Exception:  # requests' or httpx's, whichever the hub's library uses: no answer is no answer
+        except Exception:  # of requests or httpx, whichever the hub's library uses: no answer is no answer
             return
 
     thread = threading.Thread(target=ask, name="ask-the-hub", daemon=True)

@@ -46,35 +46,35 @@ def load_part(
     Raises:
         ModelLoadError: names the argument, the source, the part and the first reason.
     """
-    part = f" ({subfolder})" if subfolder else ""
+    what = f"{source}{f' ({subfolder})' if subfolder else ''}"
     local = is_local(source)
-    if local:
-        folder = Path(source).expanduser()
-        if not (folder / (subfolder or "")).is_dir():
-            raise ModelLoadError(
-                f"{argument}: the folder {folder / (subfolder or '')} does not exist; wanted a "
-                "checkpoint in the hub's folder format"
-            )
-        source = folder
-    # What is in the cache is of use without a network too.
-    unreachable = not local and not hub.is_switched_off() and not hub.is_reachable()
-    options["local_files_only"] = local or unreachable
+    unreachable = None if local else hub.why_unreachable()
+    # Without the hub, what is in its cache is as good as any other folder.
+    folder = Path(source).expanduser() if local else hub.cached_folder(str(source)) if unreachable else None
+    if local and folder is not None and not (folder / (subfolder or "")).is_dir():
+        raise ModelLoadError(
+            f"{argument}: the folder {folder / (subfolder or '')} does not exist; wanted a "
+            "checkpoint in the hub's folder format"
+        )
+    options["local_files_only"] = folder is not None
     if subfolder is not None:
         options["subfolder"] = subfolder
 
     def find(name: str) -> Path | None:
-        if local:
-            file = Path(source, subfolder or "", name)
-            return file if file.is_file() else None
-        return hub.find_file(str(source), name, subfolder=subfolder, local_files_only=unreachable)
+        if folder is None:
+            return hub.find_file(str(source), name, subfolder=subfolder)
+        file = folder / (subfolder or "") / name
+        return file if file.is_file() else None
 
     try:
+        if unreachable and folder is None:
+            raise FileNotFoundError(f"{unreachable}, and the model is not in the cache here.")
         _check_files(find, config, weights)
         if weights is None:
-            return load(str(source), **options)
+            return load(str(folder or source), **options)
         # Weights of another shape are then told by name, as missing ones are, and refused like them.
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, found = load(str(source), **options)
+        model, found = load(str(folder or source), **options)
         check_keys(model, found)
         return model
     except Exception as error:  # the libraries raise many kinds, from OSError to httpx errors
@@ -83,13 +83,13 @@ def load_part(
             reason = "it has no safetensors weights, and pickles are not read here."
         if local:
             raise ModelLoadError(
-                f"{argument}: cannot load {source}{part}: {reason} Wanted a complete checkpoint "
+                f"{argument}: cannot load {what}: {reason} Wanted a complete checkpoint "
                 "in the hub's folder format with safetensors weights."
             ) from error
-        if unreachable:
-            reason = f"{hub.address()} cannot be reached, and the model is not complete in the cache here."
+        if unreachable and folder is not None and isinstance(error, OSError):
+            reason = f"{unreachable}, and the model is not complete in the cache here."
         raise ModelLoadError(
-            f"{argument}: cannot load {source!s}{part} from the Hugging Face hub: {reason} "
+            f"{argument}: cannot load {what} from the Hugging Face hub: {reason} "
             "Check the name and the connection, give a folder that holds the checkpoint, or use "
             "the preset 'embedded', which needs neither."
         ) from error

@@ -1,0 +1,114 @@
+"""Without a network: one short question, then what is in the cache, or a sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from nerve_kernels.segmentation import hub
+from nerve_kernels.segmentation.clip import DenseClip
+from nerve_kernels.segmentation.loading import ModelLoadError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOAD = """
+from nerve_kernels.segmentation.clip import DenseClip
+from nerve_kernels.segmentation.loading import ModelLoadError
+for name in ("absent/clip", "some/clip"):
+    try:
+        print(DenseClip.from_pretrained(name, device="cpu").native_size)
+    except ModelLoadError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def silent_hub():
+    """A server on this machine that takes connections and never answers; its address, and the connections."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                connections.append(listener.accept()[0])
+            except OSError:  # closed
+                return
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+    for connection in connections:
+        connection.close()
+
+
+def put_into_cache(checkpoint: Path, cache: Path) -> Path:
+    """As the hub's library lays out what it has fetched."""
+    model = cache / "models--some--clip"
+    shutil.copytree(checkpoint, model / "snapshots" / COMMIT)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    return model
+
+
+def load_from(address: str, cache: Path) -> str:
+    """Load CLIP from the hub at an address, in a process of its own: the hub's library reads these when imported."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(cache)}
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        environment.pop(proxy, None)
+        environment.pop(proxy.upper(), None)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_named(silent_hub, tmp_path, clip_folder, clip):
+    address, connections = silent_hub
+    put_into_cache(clip_folder, tmp_path / "hub")
+    absent, cached = load_from(address, tmp_path).splitlines()
+    assert absent == (
+        f"clip: cannot load absent/clip from the Hugging Face hub: {address} cannot be reached, and the model is not "
+        "in the cache here. Check the name and the connection, give a folder that holds the checkpoint, or use the "
+        "preset 'embedded', which needs neither."
+    )
+    assert cached == str(clip.native_size)
+    assert len(connections) == 1
+    assert hub.REACH_SECONDS <= 8  # with what comes before and after, below 10
+
+
+def test_the_answer_is_remembered_for_a_minute(monkeypatch):
+    from huggingface_hub import constants
+
+    answers = iter([False, True])
+    moment = [0.0]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_last_answer", None)
+    monkeypatch.setattr(hub, "_answers", lambda endpoint: next(answers))
+    monkeypatch.setattr(hub.time, "monotonic", lambda: moment[0])
+    assert [hub.why_unreachable(), hub.why_unreachable()] == [f"{constants.ENDPOINT} cannot be reached"] * 2
+    moment[0] = hub.REMEMBERED_SECONDS + 1
+    assert hub.why_unreachable() is None
+
+
+def test_an_incomplete_model_in_the_cache_is_told_from_none(monkeypatch, tmp_path, clip_folder):
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError, match="HF_HUB_OFFLINE is set, and the model is not in the cache here"):
+        DenseClip.from_pretrained("some/clip", device="cpu")
+    model = put_into_cache(clip_folder, tmp_path)
+    (model / "snapshots" / COMMIT / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="HF_HUB_OFFLINE is set, and the model is not complete in the cache here"):
+        DenseClip.from_pretrained("some/clip", device="cpu")
