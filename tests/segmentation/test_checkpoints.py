@@ -16,10 +16,10 @@ from tests.segmentation.tiny_checkpoints import (
     copy_with_weights,
 )
 
-from nerve_kernels.segmentation.checkpoint_configs import BOUNDS, MAX_FILE_BYTES, least_parameters
-from nerve_kernels.segmentation.clip import DenseClip
-from nerve_kernels.segmentation.diffusion import DiffusionFeatures
+from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
+from nerve_kernels.segmentation.checkpoints.configs import BOUNDS, MAX_FILE_BYTES, least_parameters
 from nerve_kernels.segmentation.loading import ModelLoadError
+from nerve_kernels.segmentation.text_image.clip import DenseClip
 
 FILES = [CLIP_WEIGHTS, TEXT_WEIGHTS, UNET_WEIGHTS, VAE_WEIGHTS]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from nerve_kernels.segmentation import hub
-from nerve_kernels.segmentation.clip import DenseClip
+from nerve_kernels.segmentation.checkpoints import hub
 from nerve_kernels.segmentation.loading import ModelLoadError
+from nerve_kernels.segmentation.text_image.clip import DenseClip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
-from nerve_kernels.segmentation.clip import DenseClip
+from nerve_kernels.segmentation.text_image.clip import DenseClip
 from nerve_kernels.segmentation.loading import ModelLoadError
 for name in ("absent/clip", "some/clip"):
     try:

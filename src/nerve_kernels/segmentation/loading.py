@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from . import hub
-from .checkpoint_configs import check_config_file, least_parameters
-from .checkpoint_weights import check_index, check_keys
+from .checkpoints import hub
+from .checkpoints.configs import check_config_file, least_parameters
+from .checkpoints.weights import check_index, check_keys
 
 
 class ModelLoadError(OSError):

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, judged before and after it is loaded; where it comes from."""
