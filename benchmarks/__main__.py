@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     command = commands.add_parser("plots", help="draw a CSV")
     command.add_argument("rows", type=Path)
-    command.add_argument("--out", type=Path, default=RESULTS.parent, help="folder for the pictures")
+    command.add_argument("--out", type=Path, default=RESULTS.parent, help="folder for the plots")
     command.set_defaults(function=plots)
 
     command = commands.add_parser("compare", help="exit 1 where ours became slower against its peers")

@@ -155,7 +155,7 @@ class Contest:
 
     def _add_peer(self, peer: Peer) -> None:
         kind = "published algorithm" if peer.published else "peer"
-        reason = self._reason_against(peer)
+        reason = self._why_left_out(peer)
         if reason is not None:
             self.missing[peer.name] = (kind, reason)
             return
@@ -170,7 +170,7 @@ class Contest:
             return
         self._admit(Contender(peer.name, kind, peer.same_result, [call], past_cache=peer.past_cache), result)
 
-    def _reason_against(self, peer: Peer) -> str | None:
+    def _why_left_out(self, peer: Peer) -> str | None:
         """Why a peer is left out, or None where it takes part."""
         missing, size = missing_modules(peer), self.case.size
         if missing:

@@ -1,4 +1,4 @@
-"""The rows as pictures: sweeps of N, C and L, a roofline, bars against peers."""
+"""The rows as plots: sweeps of N, C and L, a roofline, bars against peers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AXES = {
 
 
 def draw_all(rows: Rows, folder: Path) -> list[Path]:
-    """Every picture that the rows have data for."""
+    """Every plot that the rows have data for."""
     present = [row for row in rows if row["median_ms"]]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -42,7 +42,7 @@ def draw_all(rows: Rows, folder: Path) -> list[Path]:
 def footnote(figure: Any, row: dict[str, str]) -> None:
     """Where the figures come from."""
     text = f"{row['machine']}, {row['threads']} threads, {row['dtype']}, torch {row['torch']}, {row['date']}"
-    # a fixed distance below the picture, however tall it is
+    # a fixed distance below the axes, however tall it is
     figure.text(0.5, -0.15 / figure.get_figheight(), text, ha="center", va="top", fontsize=8, color="#555555")
 
 

@@ -64,8 +64,10 @@ class StepCase:
         sizes = list(self.grid), list(self.window), list(self.cells)
         average = reference.cell_average(self.grid, self.cells).transpose(0, 1)
         pooled = (average @ p.double()).float()
-        near = reference.window_to_dense(values, grid=self.grid, window=self.window)
-        expected = (1 - ALPHA) * seeds + ALPHA * (BETA * u.double() @ pooled.double() + (1 - BETA) * near @ p.double())
+        local_part = reference.window_to_dense(values, grid=self.grid, window=self.window)
+        expected = (1 - ALPHA) * seeds + ALPHA * (
+            BETA * u.double() @ pooled.double() + (1 - BETA) * local_part @ p.double()
+        )
         if self.last:
             expected = expected / expected.sum(-1, keepdim=True)
         with float32_products(products):
@@ -76,7 +78,7 @@ class StepCase:
         return planned, expected, average @ expected
 
 
-# a picture's step, with rows that are no multiple of 16 bytes and with some that are; the last step; uneven cells; few
+# an image's step, with rows that are no multiple of 16 bytes and with some that are; the last step; uneven cells; few
 # labels and many
 CASES = {
     "fp32": StepCase("fp32"),

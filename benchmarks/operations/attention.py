@@ -74,8 +74,8 @@ def _both(problem: Problem, backend: str | None) -> Call:
         entropy, lse = nk.attention_entropy(q, k, return_lse=True, backend=backend)
         w = nk.head_weights(entropy, num_keys=size.tokens)
         local = nk.local_affinity(q, k, w, grid=size.grid, window=size.window, lse=lse, backend=backend)
-        far = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
-        return torch.cat([local.values, far.u], dim=-1)
+        global_part = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
+        return torch.cat([local.values, global_part.u], dim=-1)
 
     return call
 

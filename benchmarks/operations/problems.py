@@ -89,7 +89,7 @@ class Problem:
 
     @cached_property
     def image(self) -> Tensor:
-        """Colours of the tokens, (B, 3, H, W): for the refiners that look at a picture."""
+        """Colours of the tokens, (B, 3, H, W): for the refiners that look at an image."""
         return self._draw(6, self.size.batch, 3, *self.size.grid).float()
 
     @cached_property
@@ -102,7 +102,7 @@ class Problem:
         return nk.LocalAffinity(values.to(self.dtype), grid=size.grid, window=size.window)
 
     @cached_property
-    def low_rank(self) -> nk.LowRankAffinity:
+    def global_affinity(self) -> nk.LowRankAffinity:
         """Row-stochastic sums over cells."""
         size = self.size
         u = self._draw(8, size.batch, size.tokens, size.cells**2).float()
@@ -112,14 +112,14 @@ class Problem:
     @cached_property
     def mixed(self) -> nk.MixedAffinity:
         """β S_global + (1−β) S_local."""
-        return nk.mix(self.low_rank, self.local, BETA)
+        return nk.mix(self.global_affinity, self.local, BETA)
 
     @property
     def dense(self) -> Tensor:
         """The mixed affinity as a matrix (B, N, N) in float64, by its definition; made anew at each look."""
         size, pair = self.size, (self.size.cells, self.size.cells)
-        far = reference.low_rank_to_dense(self.low_rank.u, None, grid=size.grid, cells=pair)
-        return reference.mix(far, self.dense_local, BETA)
+        global_part = reference.low_rank_to_dense(self.global_affinity.u, None, grid=size.grid, cells=pair)
+        return reference.mix(global_part, self.dense_local, BETA)
 
     @property
     def dense_local(self) -> Tensor:

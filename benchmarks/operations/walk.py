@@ -68,7 +68,8 @@ def _limit(problem: Problem, backend: str | None) -> Call:
 def _gradient(problem: Problem, backend: str | None) -> Call:
     size = problem.size
     seeds, values, u = (
-        tensor.detach().clone().requires_grad_() for tensor in (problem.seeds, problem.local.values, problem.low_rank.u)
+        tensor.detach().clone().requires_grad_()
+        for tensor in (problem.seeds, problem.local.values, problem.global_affinity.u)
     )
 
     def call() -> Tensor:
@@ -94,8 +95,8 @@ def _refine(problem: Problem, backend: str | None) -> Call:
         entropy, lse = nk.attention_entropy(q, k, return_lse=True, backend=backend)
         w = nk.head_weights(entropy, num_keys=size.tokens)
         local = nk.local_affinity(q, k, w, grid=size.grid, window=size.window, lse=lse, backend=backend)
-        far = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
-        return nk.random_walk(seeds, nk.mix(far, local), alpha=ALPHA, steps=size.steps, backend=backend)
+        global_part = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
+        return nk.random_walk(seeds, nk.mix(global_part, local), alpha=ALPHA, steps=size.steps, backend=backend)
 
     return call
 
@@ -107,9 +108,9 @@ def _refine_naive(problem: Problem) -> Call:
     def call() -> Tensor:
         w = reference.head_weights(reference.attention_entropy(q, k), num_keys=size.tokens)
         window, cells = (size.window, size.window), (size.cells, size.cells)
-        near = reference.local_affinity(q, k, w, grid=size.grid, window=window)
-        far = reference.global_affinity(q, k, w, grid=size.grid, cells=cells)
-        return reference.random_walk(seeds, reference.mix(far, near, 0.5), alpha=ALPHA, steps=size.steps)
+        local_part = reference.local_affinity(q, k, w, grid=size.grid, window=window)
+        global_part = reference.global_affinity(q, k, w, grid=size.grid, cells=cells)
+        return reference.random_walk(seeds, reference.mix(global_part, local_part, 0.5), alpha=ALPHA, steps=size.steps)
 
     return call
 

@@ -25,16 +25,16 @@ def scipy_product(problem: Problem) -> Call:
 
 def scipy_walk(problem: Problem) -> Call:
     """A loop over scipy's sparse product and numpy's dense one."""
-    size, matrix, u = problem.size, _scipy_csr(problem), problem.low_rank.u.numpy()
+    size, matrix, u = problem.size, _scipy_csr(problem), problem.global_affinity.u.numpy()
     seeds, (height, width), cells = problem.seeds.numpy(), size.grid, size.cells
     blocks = (size.batch, cells, height // cells, cells, width // cells, size.labels)
 
     def call() -> torch.Tensor:
         p = seeds
         for _ in range(size.steps):
-            far = u @ p.reshape(blocks).mean((2, 4)).reshape(size.batch, cells**2, size.labels)
-            near = (matrix @ p.reshape(-1, size.labels)).reshape(p.shape)
-            p = np.float32(1 - ALPHA) * seeds + np.float32(ALPHA) * (BETA * far + (1 - BETA) * near)
+            global_part = u @ p.reshape(blocks).mean((2, 4)).reshape(size.batch, cells**2, size.labels)
+            local_part = (matrix @ p.reshape(-1, size.labels)).reshape(p.shape)
+            p = np.float32(1 - ALPHA) * seeds + np.float32(ALPHA) * (BETA * global_part + (1 - BETA) * local_part)
         return torch.from_numpy(p)
 
     return call

@@ -1,7 +1,7 @@
 """How other training-free refiners spread labels: their algorithms, written by us from the papers, not their code.
 
 They answer the same question by other means, so they are compared for time and memory, never for equality. All are
-given what ours is given: one layer's queries and keys, CLIP's seeds, or the picture.
+given what ours is given: one layer's queries and keys, CLIP's seeds, or the image.
 """
 
 from __future__ import annotations

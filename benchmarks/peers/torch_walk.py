@@ -38,15 +38,15 @@ def composite_loop(seeds: Tensor, u: Tensor, sparse: Tensor, size: Size) -> Tens
     """The best structured loop in plain torch: sparse local part, pooled global part."""
     restart, p = (1 - ALPHA) * seeds, seeds
     for _ in range(size.steps):
-        far = u @ average_cells(p, size)
-        near = (sparse @ p.reshape(-1, p.shape[-1])).view_as(p)
-        p = restart + ALPHA * (BETA * far + (1 - BETA) * near)
+        global_part = u @ average_cells(p, size)
+        local_part = (sparse @ p.reshape(-1, p.shape[-1])).view_as(p)
+        p = restart + ALPHA * (BETA * global_part + (1 - BETA) * local_part)
     return p
 
 
 def composite_walk(problem: Problem) -> Call:
     """CSR window and pooled U."""
-    seeds, u, sparse, size = problem.seeds, problem.low_rank.u, problem.csr(), problem.size
+    seeds, u, sparse, size = problem.seeds, problem.global_affinity.u, problem.csr(), problem.size
     return lambda: composite_loop(seeds, u, sparse, size)
 
 
@@ -87,7 +87,7 @@ def linear_solve(problem: Problem) -> Call:
 def composite_gradient(problem: Problem) -> Call:
     """Forward and backward of the dense-free loop by autograd; gradients of G, window values and U."""
     size = problem.size
-    seeds, u = (tensor.clone().requires_grad_() for tensor in (problem.seeds, problem.low_rank.u))
+    seeds, u = (tensor.clone().requires_grad_() for tensor in (problem.seeds, problem.global_affinity.u))
     sparse = problem.csr()
     values = sparse.values().clone().requires_grad_()
     rows, columns = sparse.crow_indices(), sparse.col_indices()

@@ -33,13 +33,13 @@ def rows() -> list[dict[str, str]]:
     return found
 
 
-def test_every_picture_is_drawn(rows: list[dict[str, str]], tmp_path: Path) -> None:
+def test_every_plot_is_drawn(rows: list[dict[str, str]], tmp_path: Path) -> None:
     written = draw_all(rows, tmp_path)
     assert [path.name for path in written] == ["cpu_sweeps.png", "cpu_roofline.png", "cpu_against_peers.png"]
     assert all(path.stat().st_size > 10_000 for path in written)
 
 
-def test_a_run_without_sweeps_has_no_picture_of_them(rows: list[dict[str, str]], tmp_path: Path) -> None:
+def test_a_run_without_sweeps_has_no_plot_of_them(rows: list[dict[str, str]], tmp_path: Path) -> None:
     written = draw_all([row for row in rows if not row["sweep"]], tmp_path)
     assert [path.name for path in written] == ["cpu_roofline.png", "cpu_against_peers.png"]
 

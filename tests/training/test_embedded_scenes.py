@@ -73,8 +73,8 @@ def test_unknown_split_is_refused():
 
 
 def test_no_picture_is_in_two_splits():
-    pictures = [scene.image.tobytes() for split in ("validation", "test") for scene in EmbeddedScenes(split)]
-    assert len(set(pictures)) == 300
+    images = [scene.image.tobytes() for split in ("validation", "test") for scene in EmbeddedScenes(split)]
+    assert len(set(images)) == 300
 
 
 def test_mean_iou_by_hand():

@@ -49,7 +49,7 @@ def encode_images(model: CLIPModel, pixels: Tensor, corner: tuple[int, int] = (0
     """Unit image embeddings (B, D) and unit patch embeddings (B, N, D), from one pass.
 
     The patch embeddings take the last block's value path: no mixing between patches, so each
-    stays at its place. A picture smaller than the model's own takes the position embeddings of
+    stays at its place. An image smaller than the model's own takes the position embeddings of
     a window of the grid at `corner`: objects keep their size in pixels, and nothing is resized.
     """
     vision = model.vision_model
@@ -85,7 +85,7 @@ def encode_texts(model: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str
 
 
 def to_pixels(images: Sequence[object]) -> Tensor:
-    """uint8 pictures (H, W, 3) of one size as normalised float tensors (B, 3, H, W)."""
+    """uint8 images (H, W, 3) of one size as normalised float tensors (B, 3, H, W)."""
     import numpy as np
 
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))

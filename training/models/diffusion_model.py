@@ -7,8 +7,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-PICTURE_SIDE = 128
-LATENT_SIDE = PICTURE_SIDE // 4
+IMAGE_SIDE = 128
+LATENT_SIDE = IMAGE_SIDE // 4
 TEXT_WIDTH = 32
 LONGEST_PROMPT = 16
 
@@ -24,7 +24,7 @@ def new_autoencoder() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=PICTURE_SIDE,
+        sample_size=IMAGE_SIDE,
         mid_block_add_attention=False,
     )
 
@@ -86,7 +86,7 @@ _COLOURS, _ANCHORS = 3, (2.0, -2.0, 2.0, -2.0)
 def start_from_averaging(model: AutoencoderKL) -> None:
     """Initialise an autoencoder so that it begins as 4x4 averaging and nearest upsampling.
 
-    From the usual random start the group norms erase a picture's absolute colours, and thousands
+    From the usual random start the group norms erase an image's absolute colours, and thousands
     of steps go by before the decoder gets them back. Here every residual branch begins at zero,
     the trunk hands the colours on, and constant "anchor" channels dominate the statistics of
     their group, so that the last norm only scales the colours.

@@ -21,14 +21,14 @@ KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 0.5
 
 
-def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
+def edges(images: Tensor) -> tuple[Tensor, Tensor]:
     """Differences of neighbouring pixels, down and across."""
-    return pictures[:, :, 1:] - pictures[:, :, :-1], pictures[:, :, :, 1:] - pictures[:, :, :, :-1]
+    return images[:, :, 1:] - images[:, :, :-1], images[:, :, :, 1:] - images[:, :, :, :-1]
 
 
-def pictures_to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 pictures in the range [-1, 1] that Stable Diffusion's autoencoder takes."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def images_to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 images in the range [-1, 1] that Stable Diffusion's autoencoder takes."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_autoencoder(minutes: float, seed: int = 1, batch: int = 8) -> None:
@@ -56,15 +56,15 @@ def train_autoencoder(minutes: float, seed: int = 1, batch: int = 8) -> None:
             cosine = 0.5 * (1 + math.cos(math.pi * clock.progress))
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * cosine)
         scenes = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, CROP) for _ in range(batch)]
-        pictures = pictures_to_tensor([scene.image for scene in scenes])
+        images = images_to_tensor([scene.image for scene in scenes])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            posterior = model.encode(pictures).latent_dist
+            posterior = model.encode(images).latent_dist
             latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
             rebuilt = model.decode(latents).sample
         rebuilt = rebuilt.float()
-        pixel_loss = (rebuilt - pictures).abs().mean()
+        pixel_loss = (rebuilt - images).abs().mean()
         edge_loss = sum(
-            (mine - theirs).abs().mean() for mine, theirs in zip(edges(rebuilt), edges(pictures), strict=True)
+            (mine - theirs).abs().mean() for mine, theirs in zip(edges(rebuilt), edges(images), strict=True)
         )
         divergence = posterior.kl().float().mean()
         loss = pixel_loss + EDGE_WEIGHT * edge_loss + KL_WEIGHT * divergence
@@ -107,9 +107,9 @@ def finish_autoencoder(seed: int = 2, scenes: int = 64) -> None:
     sprites, backgrounds = load_sprites(), Backgrounds("training")
     recipe = SceneRecipe(colour_jitter=0.3)
     drawn = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, recipe) for _ in range(scenes)]
-    pictures = pictures_to_tensor([scene.image for scene in drawn])
-    latents = model.encode(pictures).latent_dist.mean
-    error = (model.decode(latents).sample.clamp(-1, 1) - pictures).square().mean() / 4
+    images = images_to_tensor([scene.image for scene in drawn])
+    latents = model.encode(images).latent_dist.mean
+    error = (model.decode(latents).sample.clamp(-1, 1) - images).square().mean() / 4
     model.register_to_config(scaling_factor=float(1 / latents.std()))
     model.save_pretrained(AUTOENCODER_RUN / "best")
     log_line(

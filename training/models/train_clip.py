@@ -1,9 +1,9 @@
 """CLIP: contrastive training on captions alone.
 
-Two terms, both between pictures and texts. The first is CLIP's own, on the pooled embedding,
-with several positives: with fifty nouns many captions of a batch hold for many of its pictures,
+Two terms, both between images and texts. The first is CLIP's own, on the pooled embedding,
+with several positives: with fifty nouns many captions of a batch hold for many of its images,
 and calling those negatives would poison it. The second lets the patches answer: each patch must
-match one of the words that hold for its picture, and each such word must be claimed by some
+match one of the words that hold for its image, and each such word must be claimed by some
 patches. Which patches is never told; the captions stay the only supervision.
 """
 
@@ -29,7 +29,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 WORDS = (*NOUN_LIST, BACKGROUND)
 LEAST_BACKGROUND = 0.15
-#: Three sizes of picture at about the same cost a batch. Small crops, mostly one object or a part
+#: Three sizes of image at about the same cost a batch. Small crops, mostly one object or a part
 #: of one, teach what things look like; whole scenes teach what to do among several.
 SMALL = SceneRecipe(
     height=32, width=32, fewest_objects=1, most_objects=1, smallest_side=18, largest_side=72,
@@ -56,7 +56,7 @@ CHECK_SEED, CHECK_SCENES = 900_000, 50
 
 
 def words_of(scene: Scene) -> list[str]:
-    """The words that hold for a picture: its nouns, and the background where there is some."""
+    """The words that hold for an image: its nouns, and the background where there is some."""
     words = list(scene.nouns)
     if (scene.mask == 0).mean() > LEAST_BACKGROUND:
         words.append(BACKGROUND)
@@ -86,7 +86,7 @@ def clip_loss(
     scenes: Sequence[Scene],
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of the loss on one batch of pictures of one size."""
+    """The two terms of the loss on one batch of images of one size."""
     held = [words_of(scene) for scene in scenes]
     nouns_only = [[word for word in words if word != BACKGROUND] for words in held]
     full = [nouns_only[i] for i in rng.permutation(len(scenes))[:CAPTIONS]]
@@ -114,7 +114,7 @@ def clip_loss(
 
 
 def draw_scenes(rng: np.random.Generator, sprites: Sprites, backgrounds: Backgrounds, progress: float) -> list[Scene]:
-    """A batch of pictures of one size; small ones early, whole scenes late."""
+    """A batch of images of one size; small ones early, whole scenes late."""
     shares = [(1 - progress) * start + progress * end for start, end in SHARES.values()]
     side = int(rng.choice(list(SHARES), p=np.asarray(shares) / sum(shares)))
     recipe = RECIPES[side]

@@ -1,7 +1,7 @@
 """The UNet: plain denoising of cached latents, with the empty prompt only.
 
 Most steps see 16x16 windows of the 32x32 latents: attention costs the square of the tokens, the
-network is convolutional besides, and on two cores that is four times as many pictures. A last
+network is convolutional besides, and on two cores that is four times as many images. A last
 share of the steps sees whole latents, so that attention ends at the length it is used at.
 """
 
@@ -23,7 +23,7 @@ from training.models.diffusion_model import (
 )
 from training.models.optimizers import new_optimizers
 from training.models.tokenizer import kept_tokenizer
-from training.models.train_autoencoder import pictures_to_tensor
+from training.models.train_autoencoder import images_to_tensor
 from training.paths import AUTOENCODER_RUN, UNET_RUN
 from training.world.artwork import load_sprites
 from training.world.backgrounds import Backgrounds
@@ -52,9 +52,9 @@ def cache_latents(scenes: int, seed: int = 3) -> Tensor:
     parts = []
     for _ in range(0, scenes, 16):
         drawn = [compose_scene(rng, sprites, TRAINING_STYLES, backgrounds, SCENE) for _ in range(16)]
-        pictures = pictures_to_tensor([scene.image for scene in drawn])
+        images = images_to_tensor([scene.image for scene in drawn])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            mean = autoencoder.encode(pictures).latent_dist.mean
+            mean = autoencoder.encode(images).latent_dist.mean
         parts.append((mean.float() * autoencoder.config.scaling_factor).half())
     latents = torch.cat(parts)
     UNET_RUN.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,8 @@ def draw_batch(latents: Tensor, whole: bool, generator: torch.Generator) -> Tens
         slack = LATENT_SIDE - WINDOW + 1
         corners = torch.randint(slack, (size, 2), generator=generator).tolist()
         windows = [
-            picture[:, top : top + WINDOW, left : left + WINDOW]
-            for picture, (top, left) in zip(chosen, corners, strict=True)
+            image[:, top : top + WINDOW, left : left + WINDOW]
+            for image, (top, left) in zip(chosen, corners, strict=True)
         ]
         chosen = torch.stack(windows)
     mirrored = torch.rand(size, generator=generator) < 0.5

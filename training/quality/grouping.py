@@ -2,7 +2,7 @@
 
 Not a step of the build; `python -m training.quality.grouping` prints a table for the exported models.
 For each layer and timestep: the share of attention that a token of an object gives to tokens of
-the same object, and that share over the object's share of the picture (1 means no preference).
+the same object, and that share over the object's share of the image (1 means no preference).
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 Three kinds of rows go to ``benchmarks/results/embedded_limits.csv``: one setting of the preset changed at a time, which
 shows what a better choice of it could give; one part replaced by the truth, which shows what a perfect part could give;
-and how much of all attention the most attended tokens take, sinks, which belong to no object. Every picture is asked
+and how much of all attention the most attended tokens take, sinks, which belong to no object. Every image is asked
 for its own words. About a quarter of an hour on one core.
 """
 
@@ -29,9 +29,9 @@ from nerve_kernels.segmentation.output.upsampling import best_labels, upsample
 from nerve_kernels.segmentation.text_image.prompts import BACKGROUND
 
 VARIED: Sequence[tuple[str, Sequence[dict[str, Any]]]] = (
-    ("CLIP: picture size", [{"clip_size": size} for size in (96, 160, 192)]),
+    ("CLIP: image size", [{"clip_size": size} for size in (96, 160, 192)]),
     ("CLIP: crops", [{"clip_window": a, "clip_stride": b} for a, b in ((32, 16), (40, 16), (48, 24), (96, 48))]),
-    ("CLIP: the picture at once", [{"clip_window": None, "clip_size": size} for size in (128, 192)]),
+    ("CLIP: the image at once", [{"clip_window": None, "clip_size": size} for size in (128, 192)]),
     (
         "CLIP: last block",
         [
@@ -46,7 +46,7 @@ VARIED: Sequence[tuple[str, Sequence[dict[str, Any]]]] = (
         "UNet: layers",
         [{"layers": (name,)} for name in ("down_blocks.1.*", "up_blocks.1.*", "up_blocks.2.*", "latent/1")],
     ),
-    ("UNet: picture size", [{"diffusion_size": size} for size in (128, 160, 256)]),
+    ("UNet: image size", [{"diffusion_size": size} for size in (128, 160, 256)]),
     ("head weights", [{"temperature": t} for t in (0.005, 0.02, 0.2)] + [{"criterion": "uniform"}, {"keep": 1}]),
     ("window", [{"window": side} for side in (5, 7, 15, 21)]),
     ("global share", [{"beta": beta} for beta in (0.0, 0.25, 0.5, 1.0)]),
@@ -113,7 +113,7 @@ def oracles(split: Split, config: NerveConfig) -> Iterator[tuple[str, float]]:
 
 
 def sinks(split: Split, config: NerveConfig) -> Iterator[tuple[str, float]]:
-    """The share of all attention that the 1 % most attended tokens of a picture take, by layer, mean over pictures."""
+    """The share of all attention that the 1 % most attended tokens of an image take, by layer, mean over images."""
     shares: dict[str, list[float]] = {}
     for scene in split.scenes:
         for layer in split.pipeline.diffusion(

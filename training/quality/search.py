@@ -2,10 +2,10 @@
 
 ``python -m training.quality.search`` (``make quality``) writes to ``benchmarks/results/``:
 
-- ``embedded_quality.csv``: method, the settings selected on validation, mIoU on all 200 test scenes, each picture
+- ``embedded_quality.csv``: method, the settings selected on validation, mIoU on all 200 test scenes, each image
   asked for its own words (what a person types);
 - ``embedded_quality_by_style.csv``: the same for the seen and the unseen style, and for a second vocabulary: every
-  picture asked for all words of the world (what the field's protocol asks), with settings selected for that;
+  image asked for all words of the world (what the field's protocol asks), with settings selected for that;
 - ``embedded_quality.json``: every selected config in full, validation scores, machine, versions, date.
 
 The search changes one setting after the other in a fixed order, from the first option of each, and keeps what is
@@ -48,13 +48,13 @@ CLIP_SEARCH: Search = (
         ("dense_features", "clip_residual", "clip_feed_forward", "seed_mode", "seed_scale"),
         [(*reading, *seeds) for reading in READINGS for seeds in SEEDS[1]],
     ),
-    # None: the picture at once; else crops of so many pixels and the step between them
+    # None: the image at once; else crops of so many pixels and the step between them
     (("clip_window", "clip_stride"), [(None, 112), (64, 32), (48, 24), (40, 16), (32, 16)]),
     SEEDS,
 )
 LAYERS = (("down_blocks.0.*",), ("latent/1",), ("up_blocks.2.*",), ("latent/1", "latent/2"))
 DIFFUSION_SEARCH: Search = (
-    # together, because how far a layer may be trusted decides how much of its picture-wide part helps
+    # together, because how far a layer may be trusted decides how much of its image-wide part helps
     (("layers", "beta"), [(layers, beta) for layers in LAYERS for beta in (0.1, 0.0, 0.25)]),
     (("timesteps",), [((20,),), ((1,),), ((50,),), ((100,),), ((20, 100),)]),
     (("diffusion_size",), [(128,), (160,), (192,)]),
@@ -95,7 +95,7 @@ class Method:
 
 
 VOCABULARIES = {"own words": False, "all words": True}
-"""What each picture is asked for; the value says whether that is every word."""
+"""What each image is asked for; the value says whether that is every word."""
 
 METHODS = (
     Method("clip", {"walk": False}),

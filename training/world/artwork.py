@@ -47,7 +47,7 @@ def fetch_icons(style: Style, folder: Path = ARCHIVES) -> dict[str, dict[str, ob
         for name, icon in document["icons"].items()
     }
     for name, alias in document.get("aliases", {}).items():
-        # An alias with a rotation or a flip is a different picture: left out.
+        # An alias with a rotation or a flip is a different image: left out.
         if set(alias) == {"parent"} and alias["parent"] in icons:
             icons[name] = icons[alias["parent"]]
     return icons
@@ -63,14 +63,14 @@ def rasterise(icon: dict[str, object], side: int = SPRITE_SIDE) -> Image.Image:
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
     )
     png = cairosvg.svg2png(bytestring=svg.encode(), output_width=side * 2, output_height=side * 2)
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    box = picture.getchannel("A").point(lambda a: 255 if a > 16 else 0).getbbox()
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    box = image.getchannel("A").point(lambda a: 255 if a > 16 else 0).getbbox()
     if box is None:
         raise ValueError("the icon draws nothing")
-    picture = picture.crop(box)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    image = image.crop(box)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def render_all_sprites() -> Sprites:

@@ -45,14 +45,14 @@ class Backgrounds:
         if part not in ("training", "evaluation"):
             raise ValueError(f"part: got {part!r}, wanted 'training' or 'evaluation'")
         self.photograph_share = photograph_share
-        self.pictures: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         for photograph in PHOTOGRAPHS:
             source = resources.files(photograph.package).joinpath(photograph.path)
             with resources.as_file(source) as path:
-                picture = Image.open(path).convert("RGB")
-            border = round(picture.width * TRAINING_SHARE)
-            box = (0, border) if part == "training" else (border, picture.width)
-            self.pictures.append(picture.crop((box[0], 0, box[1], picture.height)))
+                image = Image.open(path).convert("RGB")
+            border = round(image.width * TRAINING_SHARE)
+            box = (0, border) if part == "training" else (border, image.width)
+            self.images.append(image.crop((box[0], 0, box[1], image.height)))
 
     def sample(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         """One background, (height, width, 3) uint8."""
@@ -65,13 +65,13 @@ class Backgrounds:
         return pixels
 
     def _photograph(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-        picture = self.pictures[rng.integers(len(self.pictures))]
-        largest = min(picture.width / width, picture.height / height)
+        image = self.images[rng.integers(len(self.images))]
+        largest = min(image.width / width, image.height / height)
         scale = rng.uniform(min(0.6, largest), min(largest, 2.5))
         crop_width, crop_height = scale * width, scale * height
-        left = rng.uniform(0, picture.width - crop_width)
-        top = rng.uniform(0, picture.height - crop_height)
-        crop = picture.resize(
+        left = rng.uniform(0, image.width - crop_width)
+        top = rng.uniform(0, image.height - crop_height)
+        crop = image.resize(
             (width, height),
             Image.Resampling.BILINEAR,
             box=(left, top, left + crop_width, top + crop_height),

@@ -23,7 +23,7 @@ class SceneRecipe:
     #: An object must show this share of itself and this many pixels, else the scene is redone.
     least_visible_share: float = 0.4
     least_visible_pixels: int = 150
-    #: How far an object may stick out of the picture, as a share of its size.
+    #: How far an object may stick out of the image, as a share of its size.
     overhang: float = 0.15
     #: Random gain and tone curve of each object, 0 for the artwork's own colours.
     colour_jitter: float = 0.0
@@ -39,7 +39,7 @@ class BackgroundSource(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (H, W, 3), its label map (H, W; 0 background, i + 1 for noun i) and its nouns."""
+    """An image (H, W, 3), its label map (H, W; 0 background, i + 1 for noun i) and its nouns."""
 
     image: np.ndarray
     mask: np.ndarray

@@ -1,4 +1,4 @@
-"""The scenes that ship: for validation and test, and the pictures of the demo.
+"""The scenes that ship: for validation and test, and the images of the demo.
 
 Only artwork and photographs that may be redistributed; backgrounds from the parts of the
 photographs that training never sees; a seed of its own for every scene.
@@ -28,7 +28,7 @@ RECIPE = SceneRecipe(first_drawing_only=True)
 DEMO_RECIPE = replace(
     RECIPE, width=192, fewest_objects=4, most_objects=4, smallest_side=52, largest_side=74, least_visible_share=0.75
 )
-#: (file, style, seed): chosen by eye among 49 of each style for clear pictures; the second also for
+#: (file, style, seed): chosen by eye among 49 of each style for clear images; the second also for
 #: being one the models do well, so the demo says nothing about the average scene.
 DEMO: tuple[tuple[str, str, int], ...] = (
     ("scene_noto_1.png", SEEN_STYLE, 720_009),
@@ -47,9 +47,9 @@ def shipped_scene(sprites: Sprites, backgrounds: Backgrounds, style: str, seed: 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """An indexed PNG whose palette lets a person see the objects."""
-    picture = Image.fromarray(mask, "P")
-    picture.putpalette(_palette())
-    picture.save(path, optimize=True)
+    image = Image.fromarray(mask, "P")
+    image.putpalette(_palette())
+    image.save(path, optimize=True)
 
 
 def build_scenes() -> None:
@@ -68,8 +68,8 @@ def _build_splits(sprites: Sprites, backgrounds: Backgrounds) -> None:
         for index in range(count):
             scene = shipped_scene(sprites, backgrounds, style, first_seed + index, RECIPE)
             stem = f"{split}/{style}_{index:03d}"
-            picture = Image.fromarray(scene.image)
-            picture.save(EMBEDDED_SCENES / f"{stem}.jpg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+            image = Image.fromarray(scene.image)
+            image.save(EMBEDDED_SCENES / f"{stem}.jpg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
             save_mask(scene.mask, EMBEDDED_SCENES / f"{stem}.png")
             entries.append(
                 {
@@ -89,13 +89,13 @@ def _build_demo(sprites: Sprites, backgrounds: Backgrounds) -> None:
     folder = EMBEDDED / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pictures = []
+    images = []
     for file, style, seed in DEMO:
         scene = shipped_scene(sprites, backgrounds, style, seed, DEMO_RECIPE)
         Image.fromarray(scene.image).save(folder / file, optimize=True)
         labels = [BACKGROUND, *sorted(scene.nouns, key=NOUN_LIST.index)]
-        pictures.append({"file": file, "style": style, "labels": labels, "seed": seed})
-    (folder / "labels.json").write_text(_compact_json({"licences": _licences(), "images": pictures}))
+        images.append({"file": file, "style": style, "labels": labels, "seed": seed})
+    (folder / "labels.json").write_text(_compact_json({"licences": _licences(), "images": images}))
 
 
 def _licences() -> dict[str, list[dict[str, str]]]:
