@@ -14,6 +14,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <bit>
 #include <optional>
@@ -137,7 +138,7 @@ Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Ten
   const int64_t shared_bytes = int64_t{sizeof(float)} * SharedLayout(walk, labels_per_lane).total;
   allow_shared_memory(kernel, shared_bytes);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(seeds.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(seeds.get_device_index(), &stream));
   void* arguments[] = {&walk};
   check_cuda(cudaLaunchCooperativeKernel(kernel, dim3(walk.num_blocks()), dim3(kThreads), arguments, shared_bytes,
                                          static_cast<cudaStream_t>(stream)),
