@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz audit package-check clean
+.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz mutants audit package-check clean
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -116,6 +116,12 @@ FUZZ_EXAMPLES ?= 2000
 fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and calls of every operator, right and wrong
 	@echo "== $(FUZZ_EXAMPLES) examples of each test in tests/fuzz, $(JOBS) processes"
 	@FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
+
+MUTANTS ?= 60
+SEED ?= 0
+mutants: $(VENV)/.stamp-dev ## small mistakes made on purpose, one at a time: do the tests notice? (an hour)
+	@$(PIP) --no-build-isolation --editable '.[mutants]'
+	@$(BIN)/python -m tests.mutation --seed $(SEED) --mutants $(MUTANTS) --jobs $(JOBS)
 
 audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
 	@echo "== looking up constraints.txt"
