@@ -87,7 +87,11 @@ def test_bad_labels_and_no_image_are_said(page):
     assert "Drop an image" in page.on_run(Shown(), "cat, dog", *SETTINGS)[page.status]
     *_, last = page.on_load(*SETTINGS)
     shown = last[page.shown]
-    for labels, words in (("cat,,dog", "label 2 is empty"), ("", "Type what"), ("cat", "got only"), ("a, a", "twice")):
+    for labels, words in (
+        ("cat,,dog", "label 2 is empty"), ("", "Type what"), ("cat", "got only"), ("a, a", "twice"),
+        ("cat, " + "y" * 5000, "5005 characters long. Wanted at most 4000"),
+        ("cat, " + "y" * 301, "is 301 characters long. Wanted at most 80"),
+    ):  # fmt: skip
         answer = page.on_run(shown, labels, *SETTINGS)
         assert list(answer) == [page.status]
         assert words in answer[page.status]
