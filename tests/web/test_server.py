@@ -121,6 +121,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
         ("on_upload", [["cat"], *SETTINGS], UPLOAD, "inputs: expected numbers and texts"),
         ("on_upload", ["cat, dog", *SETTINGS], None, "No image came"),
         ("on_upload", ["cat, dog", *SETTINGS], "text", "No image came"),
+        ("on_upload", ["cat, dog", *SETTINGS], {"too_large": 10**400}, "No image came"),
         ("on_upload", ["cat, dog", *SETTINGS], {"too_large": "much"}, "No image came"),
         ("on_upload", ["cat, dog", 0.8], UPLOAD, "enough input"),
         ("on_upload", ["cat, dog", "high", *SETTINGS[1:]], UPLOAD, "slider"),
@@ -154,6 +155,7 @@ def test_a_click_before_a_result_is_refused(server, capsys):
         ([1, 1], "There is no result yet"),
         ([1], "x and y"),
         ([1, "y"], "x and y"),
+        ([1, 10**400], "x and y"),
         (None, "x and y"),
     ):
         answer = server.call("on_click", [None], {"index": index, "value": None}, session="clicks")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from .downloads import png_url
 from .limits import RefusedError
 
 MAX_REFUSAL_LENGTH = 400
+MAX_PIXEL = 10**6
 log = logging.getLogger(__name__)
 
 
@@ -62,10 +62,15 @@ def clicked_pixel(event: gr.EventData) -> tuple[float, float]:
         RefusedError: a script sent something else.
     """
     index = sent_with(event, "index")
-    numbers = isinstance(index, list) and len(index) == 2 and all(isinstance(at, (int, float)) for at in index)
-    if not numbers or not all(map(math.isfinite, index)):
+    if not (isinstance(index, list) and len(index) == 2 and all(_is_number_below(MAX_PIXEL, at) for at in index)):
         raise RefusedError("index: expected the x and y of a pixel.")
     return index[0], index[1]
+
+
+def file_size(event: gr.EventData) -> float | None:
+    """The size that the browser says of a file which it did not send."""
+    size = sent_with(event, "too_large")
+    return size if _is_number_below(2**60, size) else None
 
 
 def gallery(images: Sequence[Image.Image], name: str) -> gr.Gallery:
@@ -76,6 +81,10 @@ def gallery(images: Sequence[Image.Image], name: str) -> gr.Gallery:
     )  # fmt: skip
     made.value = [{"image": _as_data_url(shown), "caption": None} for shown in images]
     return made
+
+
+def _is_number_below(most: int, value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < most
 
 
 def _with_data_urls(changes: dict[Any, Any]) -> dict[Any, Any]:

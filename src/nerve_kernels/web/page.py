@@ -206,11 +206,9 @@ class Page:
     def on_upload(self, event: gr.EventData, labels: object, *settings: float) -> Iterator[Changes]:
         """A file was dropped: show it, and segment it where there are labels."""
         try:
-            too_large = components.sent_with(event, "too_large")
-            if isinstance(too_large, (int, float)):
-                raise RefusedError(
-                    f"This file has {too_large / 2**20:.0f} MB. Wanted at most {MAX_FILE_BYTES // 2**20} MB."
-                )
+            size = components.file_size(event)
+            if size is not None:
+                raise RefusedError(f"This file has {size / 2**20:.0f} MB. Wanted at most {MAX_FILE_BYTES // 2**20} MB.")
             image = read_upload(components.sent_with(event, "image"))
             if not isinstance(labels, str):
                 raise RefusedError(f"labels: expected text, got {type(labels).__name__}.")
