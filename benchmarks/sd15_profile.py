@@ -83,10 +83,10 @@ def build() -> NervePipeline:
         model.eval().requires_grad_(False)
     half = (0.5, 0.5, 0.5)
     return NervePipeline(
-        diffusion=DiffusionFeatures(
+        attention=DiffusionFeatures(
             unet=unet, vae=vae, scheduler=DDPMScheduler(), empty_prompt=torch.randn(1, 77, 768)
         ),
-        clip=DenseClip(model=clip, tokenizer=cast(Any, WordTokenizer()), mean=half, deviation=half),
+        text_image=DenseClip(model=clip, tokenizer=cast(Any, WordTokenizer()), mean=half, std=half),
         config=PRESETS["sd15-clip-b16"].config,
     )
 

@@ -53,7 +53,7 @@ def test_variants_share_features_and_change_nothing_for_each_other(pipeline, tmp
         "noisier": base.replace(timesteps=(300,)),
     }
     runs: list[int] = []
-    handle = pipeline.diffusion.unet.register_forward_pre_hook(lambda *_: runs.append(1))
+    handle = pipeline.attention.unet.register_forward_pre_hook(lambda *_: runs.append(1))
     together = evaluate(scorer_of(pipeline, Few(2), variants), tmp_path / "together")
     handle.remove()
     assert len(runs) == 2 * 2  # two images, two noise levels; four variants
@@ -135,10 +135,10 @@ def test_another_run_is_refused_by_what_differs(pipeline, tmp_path):
     with pytest.raises(ValueError, match="images = "):
         evaluate(scorer_of(pipeline, Few(2)), tmp_path)
     with torch.no_grad():
-        weight = pipeline.clip.model.visual_projection.weight
+        weight = pipeline.text_image.model.visual_projection.weight
         before = weight[0, 0].clone()
         weight[0, 0] += 1e-3
-        with pytest.raises(ValueError, match="weights = "):
+        with pytest.raises(ValueError, match=r"models\.text_image = "):
             evaluate(scorer_of(pipeline, Few(1)), tmp_path)
         weight[0, 0] = before
     assert evaluate(scorer_of(pipeline, Few(1)), tmp_path).resumed == 1

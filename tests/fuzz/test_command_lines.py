@@ -134,7 +134,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     def from_pretrained(*, device: Any, dtype: Any, config: NerveConfig, **sources: Any) -> NervePipeline:
         choose_dtype(dtype, choose_device(device))
-        return NervePipeline(diffusion=made.diffusion, clip=made.clip, config=config)
+        return NervePipeline(attention=made.attention, text_image=made.text_image, config=config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loaded, "from_pretrained", from_pretrained)

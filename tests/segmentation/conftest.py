@@ -61,7 +61,7 @@ def tiny_config():
 def pipeline(diffusion, clip, tiny_config):
     from nerve_kernels.segmentation import NervePipeline
 
-    return NervePipeline(diffusion=diffusion, clip=clip, config=tiny_config)
+    return NervePipeline(attention=diffusion, text_image=clip, config=tiny_config)
 
 
 @pytest.fixture

@@ -56,10 +56,10 @@ def test_new_words_run_no_model_but_the_text_tower(pipeline, wide_image, monkeyp
     features = pipeline.encode(wide_image)
     runs: list[str] = []
     watched = {
-        "unet": pipeline.diffusion.unet,
-        "vae": pipeline.diffusion.vae,
-        "vision": pipeline.clip.model.vision_model,
-        "text": pipeline.clip.model.text_model.final_layer_norm,  # its parts are driven one by one
+        "unet": pipeline.attention.unet,
+        "vae": pipeline.attention.vae,
+        "vision": pipeline.text_image.model.vision_model,
+        "text": pipeline.text_image.model.text_model.final_layer_norm,  # its parts are driven one by one
     }
     handles = [
         module.register_forward_hook(lambda *_, name=name: runs.append(name)) for name, module in watched.items()

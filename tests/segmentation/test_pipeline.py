@@ -69,7 +69,7 @@ def pipeline_seeds(pipeline: NervePipeline, features) -> torch.Tensor:
 
 def test_without_the_walk_stable_diffusion_is_not_run(pipeline, wide_image, monkeypatch):
     with_features = pipeline_seeds(pipeline, pipeline.encode(wide_image))
-    monkeypatch.setattr(pipeline, "diffusion", None)
+    monkeypatch.setattr(pipeline, "attention", None)
     result = pipeline(wide_image, LABELS, walk=False)
     assert result.token_probabilities.shape == (3, 4, 6)  # CLIP's own grid
     torch.testing.assert_close(result.token_probabilities.flatten(1).T, with_features)
@@ -77,7 +77,7 @@ def test_without_the_walk_stable_diffusion_is_not_run(pipeline, wide_image, monk
 
 def test_one_encoding_serves_an_ablation(pipeline, wide_image, monkeypatch):
     features = pipeline.encode(wide_image)
-    monkeypatch.setattr(pipeline, "diffusion", None)
+    monkeypatch.setattr(pipeline, "attention", None)
     calls: list[int] = []
     real = nk.attention_entropy
     monkeypatch.setattr(nk, "attention_entropy", lambda *a, **o: calls.append(1) or real(*a, **o))
@@ -167,7 +167,7 @@ def test_a_single_label_is_explained(pipeline, wide_image):
 
 
 def test_bad_calls_are_refused_before_any_work(pipeline, wide_image, monkeypatch):
-    monkeypatch.setattr(pipeline, "clip", None)
+    monkeypatch.setattr(pipeline, "text_image", None)
     with pytest.raises(ValueError, match="labels: label 2 is empty"):
         pipeline(wide_image, "cat,,dog")
     with pytest.raises(ValueError, match="alpha: got 2"):
@@ -181,20 +181,28 @@ def test_bad_calls_are_refused_before_any_work(pipeline, wide_image, monkeypatch
     [
         (
             {"clip_window": 30, "clip_stride": 8},
-            "clip_window: got 30, wanted a multiple of this model's patch of 8 pixels, such as 32",
+            "clip_window: expected a multiple of this model's patch of 8 pixels, got 30; try 32",
         ),
-        ({"clip_window": 32, "clip_stride": 9}, "clip_stride: got 9"),
-        ({"timesteps": (5, 1000)}, r"timesteps: got 1000, wanted 0 \.\. 999"),
+        (
+            {"clip_window": 32, "clip_stride": 9},
+            "clip_stride: expected a multiple of this model's patch of 8 pixels, got 9",
+        ),
+        ({"timesteps": (5, 1000)}, "timesteps: expected an int from 0 to 999 for this schedule, got 1000"),
         ({"layers": ("latent/4",)}, "layers: 'latent/4' fits none"),
         ({"layers": (13,)}, "layers: 13 fits none"),
-        ({"keep": 7}, "keep: got 7, wanted at most the 6 attention maps"),
-        ({"window": (3, 25)}, "window: got 25, wanted at most 23"),
-        ({"cells": 7, "layers": ("*",)}, "cells: got 7, wanted at most 6"),
+        ({"keep": 7}, "keep: expected at most the 6 attention maps of the chosen layers and timesteps, got 7"),
+        ({"window": (3, 25)}, "window: expected at most 23 on a grid of 12 tokens a side, got 25"),
+        (
+            {"cells": 7, "layers": ("*",)},
+            "cells: expected at most 6, the side of the coarsest chosen layer's grid, got 7",
+        ),
     ],
 )
 def test_what_the_models_cannot_follow_is_refused(pipeline, wide_image, change, message):
     with pytest.raises(ValueError, match=message):
-        NervePipeline(diffusion=pipeline.diffusion, clip=pipeline.clip, config=pipeline.config.replace(**change))
+        NervePipeline(
+            attention=pipeline.attention, text_image=pipeline.text_image, config=pipeline.config.replace(**change)
+        )
     with pytest.raises(ValueError, match=message):
         pipeline(wide_image, LABELS, **change)
 
@@ -214,7 +222,7 @@ def test_from_pretrained_and_save(diffusion_folder, clip_folder, tiny_config, wi
 
 
 def test_the_default_config_runs_on_any_checkpoint(diffusion, clip, wide_image):
-    pipeline = NervePipeline(diffusion=diffusion, clip=clip)
+    pipeline = NervePipeline(attention=diffusion, text_image=clip)
     assert pipeline.config == NerveConfig()
     small = {"diffusion_size": 48, "clip_size": 64, "clip_window": 32, "clip_stride": 16, "templates": "short"}
     assert pipeline(wide_image, LABELS, **small).labels == ("cat", "dog", "grass")

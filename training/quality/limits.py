@@ -114,15 +114,11 @@ def oracles(split: Split, config: NerveConfig) -> Iterator[tuple[str, float]]:
 
 def sinks(split: Split, config: NerveConfig) -> Iterator[tuple[str, float]]:
     """The share of all attention that the 1 % most attended tokens of an image take, by layer, mean over images."""
+    every_layer = config.replace(layers=("down_blocks.0.*", "down_blocks.1.*", "mid_block.*", "up_blocks.*"))
     shares: dict[str, list[float]] = {}
     for scene in split.scenes:
-        for layer in split.pipeline.diffusion(
-            scene.image,
-            short_side=config.diffusion_size,
-            timesteps=config.timesteps,
-            layers=("down_blocks.0.*", "down_blocks.1.*", "mid_block.*", "up_blocks.*"),
-            generator=torch.Generator().manual_seed(config.noise_seed),
-        ):
+        (layers,) = split.pipeline.attention([scene.image], every_layer)
+        for layer in layers:
             received = nk.attention_marginal(layer.q, layer.k).mean((0, 1))
             best = received.topk(max(1, round(0.01 * received.numel()))).values
             shares.setdefault(layer.name, []).append(float(best.sum() / received.sum()))

@@ -137,7 +137,7 @@ def run(
     variants = as_usage_error(ablation, base, vary or ()) if ablate or vary else {BASE: base}
     folder = out or Path("evaluated") / dataset
     pipeline = load(models, diffusion, clip, local_device(device), dtype, base)
-    with Processes.join(pipeline.clip.device) as processes:
+    with Processes.join(pipeline.text_image.device) as processes:
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
         def score() -> Evaluation:

@@ -70,7 +70,7 @@ def advice(pipeline: NervePipeline, file: Path, labels: LabelsLike, failed_phase
         return "out of memory for so many words; give fewer labels, or fewer prompts with --templates name"
     if failed_phase in _MODEL_SIZES:
         field, option = _MODEL_SIZES[failed_phase]
-        tried = getattr(pipeline.config, field) or pipeline.clip.native_size
+        tried = getattr(pipeline.config, field) or pipeline.text_image.native_size
         image = load_image(file)
 
         def with_size(size: int) -> Segmentation:

@@ -185,12 +185,11 @@ def load(
 
     def from_sources() -> NervePipeline:
         if diffusion and clip:
-            sources = diffusion, clip
-        else:
-            named = find_preset(preset)
-            sources = diffusion or named.diffusion, clip or named.clip
-        return NervePipeline.from_pretrained(
-            diffusion=sources[0], clip=sources[1], device=device, dtype=dtype, config=config
+            return NervePipeline.from_pretrained(
+                diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
+            )
+        return NervePipeline.from_preset(
+            preset, diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
         )
 
     try:

@@ -228,7 +228,7 @@ def _segment_all(
     side_by_side: bool,
     report: Report,
 ) -> None:
-    models = f"torch on {pipeline.clip.device}, {str(pipeline.clip.model.dtype).removeprefix('torch.')}"
+    models = f"torch on {pipeline.text_image.device}, {str(pipeline.text_image.dtype).removeprefix('torch.')}"
     with report.progress() as progress:
         task = progress.add_task("segmenting", total=len(files))
         for number, (file, stem) in enumerate(zip(files, stems, strict=True), start=1):

@@ -65,7 +65,7 @@ def make_page(options: argparse.Namespace) -> Page:
     """The page, with its models loading in the background."""
     # Before gradio is imported: it then asks nobody for its latest version and reports nothing.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from nerve_kernels.cli.quiet import quiet_libraries
+    from nerve_kernels.cli.options import load as load_pipeline
     from nerve_kernels.segmentation.config import NerveConfig
     from nerve_kernels.segmentation.pipeline import NervePipeline
     from nerve_kernels.web.page import Page
@@ -77,14 +77,7 @@ def make_page(options: argparse.Namespace) -> Page:
     config = NerveConfig() if own else preset.config
 
     def load() -> NervePipeline:
-        quiet_libraries()
-        return NervePipeline.from_pretrained(
-            diffusion=options.diffusion or preset.diffusion,
-            clip=options.clip or preset.clip,
-            device=options.device,
-            dtype=options.dtype,
-            config=config,
-        )
+        return load_pipeline(options.preset, options.diffusion, options.clip, options.device, options.dtype, config)
 
     workbench = Workbench(load)
     workbench.start_loading()

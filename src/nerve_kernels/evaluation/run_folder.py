@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class RunFolder:
         folder: made where it is missing.
         description: what the run is made with; records of another one are never mixed in.
         shape: what its records can hold.
+        digest_of_weights: as earlier versions described a run by; called where one of them has made the folder.
         save_every: seconds from one shard to the next; what is lost when the process is killed.
 
     Raises:
@@ -77,7 +78,13 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], description: dict[str, Any], shape: RunShape, *, save_every: float
+        self,
+        folder: str | os.PathLike[str],
+        description: dict[str, Any],
+        shape: RunShape,
+        *,
+        digest_of_weights: Callable[[], str],
+        save_every: float,
     ) -> None:
         self.folder = Path(folder)
         self._shape = shape
@@ -87,7 +94,8 @@ class RunFolder:
         plain = json.loads(json.dumps(description))
         file = self.folder / DESCRIPTION
         if file.exists():
-            difference = _difference(_in_new_words(_read_json(file, "the description", "this folder")), plain)
+            there = _read_json(file, "the description", "this folder")
+            difference = _difference(_in_new_words(there, plain.get("models"), digest_of_weights), plain)
             if difference:
                 raise ValueError(
                     f"out: {self.folder} holds a run with {difference}; results of different runs are not mixed, so "
@@ -192,24 +200,20 @@ def digest(*parts: bytes | str) -> str:
     return sha.hexdigest()[:32]
 
 
-def digest_of_weights(*models: torch.nn.Module) -> str:
-    """A fingerprint of the names and bits of all parameters and buffers."""
-    sha = hashlib.sha256()
-    for model in models:
-        for name, tensor in model.state_dict().items():
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()[:32]
+def _in_new_words(description: Any, models: Any, digest_of_weights: Callable[[], str]) -> Any:
+    """The description that a run has left, in today's words.
 
-
-def _in_new_words(description: Any) -> Any:
-    """The description that a run has left, in today's words: earlier, images were called pictures."""
+    Earlier, images were called pictures, and all weights had one digest; where that is the one of the weights now,
+    the models are those of now.
+    """
     if not isinstance(description, dict):
         return description
     words = {"pictures": "images", "picture": "image"}
     found = {words.get(key, key): value for key, value in description.items()}
     if found.get("vocabulary") == "picture":
         found["vocabulary"] = "image"
+    if "weights" in found:
+        found["models"] = models if found.pop("weights") == digest_of_weights() else "other weights"
     return found
 
 

@@ -137,7 +137,9 @@ def evaluate(
         raise ValueError("processes: their models, settings or data sets differ; start all with the same command")
     classes = dataset.classes
     shape = RunShape(len(dataset), len(scorer.variants), len(classes))
-    folder = RunFolder(out, scorer.description, shape, save_every=save_every)
+    folder = RunFolder(
+        out, scorer.description, shape, digest_of_weights=scorer.digest_of_weights, save_every=save_every
+    )
     tally = Tally(classes, torch.zeros(len(scorer.variants), len(classes), len(classes), dtype=torch.int64))
     finished = Finished(folder, dataset, chosen, processes, verify=verify, redo_changed=redo_changed)
     for record in finished.records():

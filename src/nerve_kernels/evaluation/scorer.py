@@ -13,6 +13,7 @@ import torch
 import nerve_kernels as nk
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from nerve_kernels.segmentation.features import ImageFeatures
+from nerve_kernels.segmentation.fingerprints import digest_of_weights
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.text_image.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels
 from nerve_kernels.segmentation.text_image.templates import resolve_templates
@@ -20,7 +21,7 @@ from nerve_kernels.segmentation.text_image.templates import resolve_templates
 from .class_lists import IGNORED
 from .labelled_images import LabelledImage, LabelledImages
 from .metrics import confusion_matrix
-from .run_folder import digest, digest_of_weights
+from .run_folder import digest
 
 VOCABULARIES = ("dataset", "image")
 
@@ -84,7 +85,7 @@ class Scorer:
             names = parse_labels(dataset.names, words).flat_names
             # of the usual words those are left out that are labels too: other words for other images
             names += DEFAULT_BACKGROUND_WORDS if words == "default" else ()
-            pipeline.clip.embed_names(names, resolve_templates(config.templates))
+            pipeline.text_image.embed_names(names, resolve_templates(config.templates))
 
     def confusions(self, labelled: LabelledImage) -> list[torch.Tensor]:
         """A confusion matrix (classes, classes) for each variant, in their order, at the image's own resolution."""
@@ -111,12 +112,17 @@ class Scorer:
             "images": digest(*self.dataset.identifiers),
             "vocabulary": self.vocabulary,
             "variants": {name: vars(config) for name, config in self.variants.items()},
-            "weights": digest_of_weights(
-                *(model for model in (self.pipeline.diffusion.unet, self.pipeline.diffusion.vae)),
-                self.pipeline.clip.model,
-            ),
-            "device": self.pipeline.clip.device.type,
+            "models": {
+                "attention": self.pipeline.attention.fingerprint(),
+                "text_image": self.pipeline.text_image.fingerprint(),
+            },
+            "device": self.pipeline.text_image.device.type,
         }
+
+    def digest_of_weights(self) -> str:
+        """The digest of all weights together that earlier versions described a run by."""
+        sources = (self.pipeline.attention, self.pipeline.text_image)
+        return digest_of_weights(*(module for source in sources for module in getattr(source, "modules", ())))
 
     def _label_map(self, features: ImageFeatures, truth: npt.NDArray[Any], config: NerveConfig) -> npt.NDArray[Any]:
         asked = self._classes_to_ask(truth)

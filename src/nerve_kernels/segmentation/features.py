@@ -16,10 +16,10 @@ from PIL import Image
 import nerve_kernels as nk
 
 from .attention.affinity_building import AffinityBuilder
-from .attention.capture import CapturedLayer
+from .attention.source import CapturedLayer
 from .config import AFFINITY_FIELDS, NerveConfig
 from .output.files import write_atomic
-from .text_image.clip import PatchEmbeddings
+from .text_image.source import PatchEmbeddings
 
 FORMAT = "nerve_kernels.ImageFeatures/1"
 

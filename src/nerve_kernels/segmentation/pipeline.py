@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +12,17 @@ import torch
 import nerve_kernels as nk
 
 from .attention.affinity_building import AffinityBuilder
-from .attention.diffusion import DiffusionFeatures
+from .attention.source import AttentionSource
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from .features import ImageFeatures
 from .images import ImageLike, load_image
-from .model_checks import check_config
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
-from .presets import DEFAULT_PRESET, find_preset
+from .presets import CLIP, DEFAULT_PRESET, STABLE_DIFFUSION, find_preset
 from .result import Segmentation
 from .seeds import label_similarity, resize_seeds, seeds_from_similarity
-from .text_image.clip import DenseClip
 from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
+from .text_image.source import TextImageSource
 from .text_image.templates import resolve_templates
 
 
@@ -34,8 +34,8 @@ class NervePipeline:
     3. P = the random walk with restart of G over S; the best label at each pixel.
 
     Args:
-        diffusion: :class:`DiffusionFeatures`.
-        clip: :class:`DenseClip`.
+        attention: where S comes from, such as :class:`~.attention.diffusion.DiffusionFeatures`.
+        text_image: where G comes from, such as :class:`~.text_image.clip.DenseClip`.
         config: all hyperparameters.
 
     Raises:
@@ -45,11 +45,13 @@ class NervePipeline:
         NERVE, arXiv 2511.08248.
     """
 
-    def __init__(self, *, diffusion: DiffusionFeatures, clip: DenseClip, config: NerveConfig | None = None) -> None:
-        self.diffusion = diffusion
-        self.clip = clip
+    def __init__(
+        self, *, attention: AttentionSource, text_image: TextImageSource, config: NerveConfig | None = None
+    ) -> None:
+        self.attention = attention
+        self.text_image = text_image
         self.config = config or NerveConfig()
-        check_config(self.config, diffusion, clip)
+        self._check(self.config)
 
     @classmethod
     def from_pretrained(
@@ -79,8 +81,8 @@ class NervePipeline:
             ValueError: a device or dtype that cannot be used.
         """
         return cls(
-            diffusion=DiffusionFeatures.from_pretrained(diffusion, device=device, dtype=dtype),
-            clip=DenseClip.from_pretrained(clip, device=device, dtype=dtype),
+            attention=_load(STABLE_DIFFUSION, diffusion, device, dtype),
+            text_image=_load(CLIP, clip, device, dtype),
             config=config,
         )
 
@@ -89,6 +91,8 @@ class NervePipeline:
         cls,
         name: str = DEFAULT_PRESET,
         *,
+        diffusion: str | os.PathLike[str] | None = None,
+        clip: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         config: NerveConfig | None = None,
@@ -97,6 +101,8 @@ class NervePipeline:
 
         Args:
             name: ``"embedded"``, ``"sd15-clip-b16"`` or ``"sd15-clip-l14"``.
+            diffusion: in place of the preset's checkpoint, one of the same family.
+            clip: likewise.
             device: as in :meth:`from_pretrained`.
             dtype: as in :meth:`from_pretrained`.
             config: in place of the preset's settings.
@@ -108,11 +114,9 @@ class NervePipeline:
             ValueError: an unknown name. Else as :meth:`from_pretrained`.
         """
         preset = find_preset(name)
-        return cls.from_pretrained(
-            diffusion=preset.diffusion,
-            clip=preset.clip,
-            device=device,
-            dtype=dtype,
+        return cls(
+            attention=_load(preset.attention_family, diffusion or preset.diffusion, device, dtype),
+            text_image=_load(preset.text_image_family, clip or preset.clip, device, dtype),
             config=config or preset.config,
         )
 
@@ -149,28 +153,13 @@ class NervePipeline:
         config = config or self.config
         with phase(READ):
             image = load_image(image)
-        check_config(config, self.diffusion, self.clip)  # before the costly part
+        self._check(config)  # before the costly part
         with phase(CLIP_IMAGE):
-            patches = self.clip.embed_image(
-                image,
-                short_side=config.clip_size,
-                window=config.clip_window,
-                stride=config.clip_stride,
-                features=config.dense_features,
-                residual=config.clip_residual,
-                feed_forward=config.clip_feed_forward,
-            )
+            (patches,) = self.text_image.embed_images([image], config)
         if not config.walk:
             return ImageFeatures(image, patches, config)
         with phase(DIFFUSION):
-            layers = self.diffusion(
-                image,
-                short_side=config.diffusion_size,
-                timesteps=config.timesteps,
-                layers=config.layers,
-                # On the CPU, so that a seed means the same noise on every machine.
-                generator=torch.Generator().manual_seed(config.noise_seed),
-            )
+            (layers,) = self.attention([image], config)
         builder = AffinityBuilder(layers)
         features = ImageFeatures(image, patches, config, builder, builder.grid)
         features.affinity(config)
@@ -198,11 +187,11 @@ class NervePipeline:
         self._check_config(features, config)
         label_set = self._check_labels(labels, config)
         with phase(CLIP_WORDS):
-            texts = self.clip.embed_names(label_set.flat_names, resolve_templates(config.templates))
+            texts = self.text_image.embed_names(label_set.flat_names, resolve_templates(config.templates))
         with phase(SEEDS):
             similarity = label_similarity(features.patches.values, texts, label_set.label_of_name)
             probabilities = seeds_from_similarity(
-                similarity, mode=config.seed_mode, scale=config.seed_scale or self.clip.logit_scale
+                similarity, mode=config.seed_mode, scale=config.seed_scale or self.text_image.logit_scale
             )
         grid = features.patches.grid
         if config.walk:
@@ -229,6 +218,11 @@ class NervePipeline:
             background=label_set.background,
         )
 
+    def _check(self, config: NerveConfig) -> None:
+        self.text_image.check(config)
+        if config.walk:
+            self.attention.check(config)
+
     @staticmethod
     def _check_labels(labels: LabelsLike, config: NerveConfig) -> LabelSet:
         label_set = parse_labels(labels, config.background_words)
@@ -244,6 +238,14 @@ class NervePipeline:
                 f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
                 f"{getattr(features.config, name)!r}; encode the image again with this config"
             )
+
+
+def _load(
+    family: str, source: str | os.PathLike[str], device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> Any:
+    """A family of models is imported when it is used: each has libraries of its own."""
+    module, _, name = family.partition(":")
+    return getattr(importlib.import_module(module), name).from_pretrained(source, device=device, dtype=dtype)
 
 
 def _walk(seeds: torch.Tensor, affinity: Any, config: NerveConfig) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 from .config import NerveConfig
 from .loading import ModelLoadError
 
+STABLE_DIFFUSION = "nerve_kernels.segmentation.attention.diffusion:DiffusionFeatures"
+CLIP = "nerve_kernels.segmentation.text_image.clip:DenseClip"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
 
 
@@ -20,16 +22,22 @@ class Preset:
     """Two checkpoints and the settings that differ from :class:`NerveConfig`'s defaults.
 
     Args:
-        diffusion: folder or hub id of a Stable Diffusion checkpoint.
-        clip: folder or hub id of a CLIP checkpoint.
+        diffusion: folder or hub id of the checkpoint that attention comes from.
+        clip: folder or hub id of the checkpoint that embeds images and names.
         description: one line for the command line's help.
         settings: fields of the config.
+        attention_family: where the class is that loads `diffusion`, as ``"module:class"``; an
+            :class:`~nerve_kernels.segmentation.attention.source.AttentionSource` with ``from_pretrained``.
+        text_image_family: likewise for `clip`, a
+            :class:`~nerve_kernels.segmentation.text_image.source.TextImageSource`.
     """
 
     diffusion: str
     clip: str
     description: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    attention_family: str = STABLE_DIFFUSION
+    text_image_family: str = CLIP
 
     @property
     def config(self) -> NerveConfig:

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from tests.segmentation.tiny_checkpoints import make_stable_diffusion
 
+from nerve_kernels.segmentation import NerveConfig
 from nerve_kernels.segmentation.attention.capture import capture_layers
 from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 from nerve_kernels.segmentation.loading import ModelLoadError
@@ -166,7 +167,9 @@ def test_noise_follows_the_schedule(diffusion):
 
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_a_timestep_outside_the_schedule_is_refused(diffusion, generator, timestep):
-    with pytest.raises(ValueError, match=rf"timesteps: got {timestep}, wanted 0 \.\. 999"):
+    with pytest.raises(
+        ValueError, match=rf"timesteps: expected an int from 0 to 999 for this schedule, got {timestep}"
+    ):
         diffusion.add_noise(latent(), timestep, generator)
 
 
@@ -211,9 +214,9 @@ def test_other_schedulers_give_the_same_noise(diffusion_folder, diffusion, tmp_p
     torch.testing.assert_close(euler.scheduler.alphas_cumprod, diffusion.scheduler.alphas_cumprod)
 
 
-def test_low_precision(diffusion_folder, wide_image, generator):
+def test_low_precision(diffusion_folder, wide_image):
     low = DiffusionFeatures.from_pretrained(diffusion_folder, device="cpu", dtype="bfloat16")
-    captured = low(wide_image, short_side=48, timesteps=[100], layers=["mid_block"], generator=generator)
+    (captured,) = low([wide_image], NerveConfig(diffusion_size=48, timesteps=(100,), layers=("mid_block",)))
     assert captured[0].q.dtype == torch.bfloat16
     half = DiffusionFeatures.from_pretrained(diffusion_folder, device="cpu", dtype=torch.float16)
     assert half.unet.dtype == torch.float16
@@ -258,6 +261,13 @@ def test_missing_parts_are_named(tmp_path):
         DiffusionFeatures.from_pretrained("a/b")
 
 
-def test_calling_it_is_encoding_and_capturing(diffusion, generator):
-    captured = diffusion(Image.new("RGB", (40, 30)), short_side=32, timesteps=(5,), layers=[8], generator=generator)
-    assert {layer.grid for layer in captured} == {(8, 10)}
+def test_calling_it_is_encoding_and_capturing_with_the_same_noise_for_each_image(diffusion, wide_image, generator):
+    images = [wide_image, Image.new("RGB", (40, 30)), wide_image]
+    found = diffusion(images, NerveConfig(diffusion_size=32, timesteps=(5,), layers=(8,), noise_seed=7))
+    assert [{layer.grid for layer in captured} for captured in found] == [{(8, 12)}, {(8, 10)}, {(8, 12)}]
+    latent = diffusion.encode(wide_image, short_side=32)
+    wanted = diffusion.capture(latent, timesteps=(5,), layers=(8,), generator=generator)  # whose seed is 7
+    for captured in (found[0], found[2]):
+        for layer, other in zip(captured, wanted, strict=True):
+            assert torch.equal(layer.q, other.q)
+            assert torch.equal(layer.k, other.k)

@@ -8,15 +8,43 @@ from typing import Any, cast
 import torch
 
 import nerve_kernels as nk
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.phases import AFFINITY, phase
 
-from .capture import CapturedLayer
+from .source import CapturedLayer
 
 
 def largest_grid(layers: Sequence[CapturedLayer]) -> tuple[int, int]:
     """The grid with the most tokens: the walk runs on it."""
     return max((layer.grid for layer in layers), key=lambda grid: grid[0] * grid[1])
+
+
+def check_affinity_settings(config: NerveConfig, *, maps: int, sides: Sequence[int]) -> None:
+    """Refuse a config that asks for more than the chosen layers give.
+
+    Window and cells are judged on a square image: others have grids at least as large, except for images longer than
+    four times their width.
+
+    Args:
+        config: keep, window and cells are looked at.
+        maps: how many attention maps there are, over all chosen layers, heads and timesteps.
+        sides: of a square image's token grid, for each chosen layer.
+
+    Raises:
+        ValueError: names the field, what was expected, what came.
+    """
+    if config.keep is not None and config.keep > maps:
+        most = f"at most the {maps} attention maps of the chosen layers and timesteps"
+        raise ValueError(refusal("keep", most, config.keep))
+    finest, coarsest = max(sides), min(sides)
+    for window in _both(config.window):
+        if window > 2 * finest - 1:
+            raise ValueError(refusal("window", f"at most {2 * finest - 1} on a grid of {finest} tokens a side", window))
+    for cells in () if config.cells is None else _both(config.cells):
+        if cells > coarsest:
+            most = f"at most {coarsest}, the side of the coarsest chosen layer's grid"
+            raise ValueError(refusal("cells", most, cells))
 
 
 class AffinityBuilder:
@@ -97,5 +125,9 @@ class AffinityBuilder:
 
 
 def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:
-    first, second = (sides, sides) if isinstance(sides, int) else sides
+    first, second = _both(sides)
     return min(first, limits[0]), min(second, limits[1])
+
+
+def _both(sides: int | tuple[int, int]) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else sides

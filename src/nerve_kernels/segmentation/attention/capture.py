@@ -10,25 +10,7 @@ from typing import Any
 import torch
 
 from .layers import SelfAttentionLayer
-
-
-@dataclass(frozen=True)
-class CapturedLayer:
-    """Queries and keys of one self-attention layer in one pass.
-
-    Args:
-        name: the module's name.
-        timestep: the noise level of the pass.
-        q: queries (B, heads, N, d), a view of what the model computed.
-        k: keys (B, heads, N, d), likewise.
-        grid: (H, W) with H * W = N, row-major.
-    """
-
-    name: str
-    timestep: int
-    q: torch.Tensor
-    k: torch.Tensor
-    grid: tuple[int, int]
+from .source import CapturedLayer
 
 
 class _EverythingCaptured(Exception):

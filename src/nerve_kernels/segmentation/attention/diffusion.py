@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from nerve_kernels._operators.checks import check_count
+from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
+from nerve_kernels.segmentation.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
 from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
 
-from .capture import CapturedLayer, capture_layers, list_layers
+from .affinity_building import check_affinity_settings
+from .capture import capture_layers, list_layers, number_of_heads, self_attention_modules
 from .layers import SelfAttentionLayer, select_layers
+from .source import AttentionSource, CapturedLayer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -68,6 +73,7 @@ class DiffusionFeatures:
         self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_multiple = 2 ** (len(unet.config.block_out_channels) - 1)
         self._layers: tuple[SelfAttentionLayer, ...] | None = None
+        self._fingerprint = Fingerprint(self._settings, unet, vae)
 
     @classmethod
     def from_pretrained(
@@ -131,6 +137,40 @@ class DiffusionFeatures:
             self._layers = list_layers(self.unet, lambda: self.denoise(latent, 0), latent_size=(side, side))
         return self._layers
 
+    @property
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        """The models that hold its weights."""
+        return self.unet, self.vae
+
+    def fingerprint(self) -> str:
+        """A digest of weights, settings, noise schedule and prompt."""
+        return self._fingerprint()
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "unet": own_settings(self.unet),
+            "vae": own_settings(self.vae),
+            "schedule": self.scheduler.alphas_cumprod.tolist(),
+            "prompt": self.empty_prompt.float().cpu().tolist(),
+        }
+
+    def check(self, config: NerveConfig) -> None:
+        """Refuse a config that this model cannot follow.
+
+        Args:
+            config: timesteps, layers, keep, window and cells are looked at.
+
+        Raises:
+            ValueError: names the field, what was expected, what came.
+        """
+        for timestep in config.timesteps:
+            self.check_timestep(timestep)
+        side = self.image_size((1, 1), config.diffusion_size)[0] // self.latent_factor
+        layers = select_layers(self.layers, config.layers, latent_size=(side, side))
+        modules = self_attention_modules(self.unet)
+        maps = len(config.timesteps) * sum(number_of_heads(modules[layer.name]) for layer in layers)
+        check_affinity_settings(config, maps=maps, sides=[side // layer.shrink for layer in layers])
+
     def image_size(self, size: tuple[int, int], short_side: int) -> tuple[int, int]:
         """The size an image is resized to: same aspect ratio, as near as the UNet allows.
 
@@ -185,8 +225,7 @@ class DiffusionFeatures:
     def check_timestep(self, timestep: int) -> None:
         """Raise ValueError where the noise schedule has no such timestep."""
         last = int(self.scheduler.config.num_train_timesteps) - 1
-        if not 0 <= timestep <= last:
-            raise ValueError(f"timesteps: got {timestep}, wanted 0 .. {last} for this schedule")
+        check_count("timesteps", timestep, high=last, wanted=f"from 0 to {last} for this schedule")
 
     @torch.no_grad()
     def denoise(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -232,15 +271,27 @@ class DiffusionFeatures:
             captured += found
         return captured
 
-    def __call__(
-        self,
-        image: Image.Image,
-        *,
-        short_side: int,
-        timesteps: Sequence[int],
-        layers: Sequence[int | str],
-        generator: torch.Generator,
-    ) -> list[CapturedLayer]:
-        """From an image to queries and keys: :meth:`encode`, then :meth:`capture`."""
-        latent = self.encode(image, short_side=short_side)
-        return self.capture(latent, timesteps=timesteps, layers=layers, generator=generator)
+    def __call__(self, images: Sequence[Image.Image], config: NerveConfig) -> list[list[CapturedLayer]]:
+        """From images to queries and keys: :meth:`encode`, then :meth:`capture`, with the same noise for each.
+
+        Args:
+            images: RGB.
+            config: diffusion_size, timesteps, layers and noise_seed are used.
+
+        Returns:
+            For each image the layers of the first timestep in the order in which they run, then the next.
+        """
+        return [
+            self.capture(
+                self.encode(image, short_side=config.diffusion_size),
+                timesteps=config.timesteps,
+                layers=config.layers,
+                # On the CPU, so that a seed means the same noise on every machine.
+                generator=torch.Generator().manual_seed(config.noise_seed),
+            )
+            for image in images
+        ]
+
+
+if TYPE_CHECKING:
+    _: type[AttentionSource] = DiffusionFeatures

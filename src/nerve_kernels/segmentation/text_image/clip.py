@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as functional
 from PIL import Image
 
+from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
+from nerve_kernels.segmentation.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
 from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
 
+from .source import PatchEmbeddings, TextImageSource
 from .templates import fill
 from .text_tower import embed_rows
 from .vision import dense_embeddings
@@ -24,19 +27,6 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 WINDOWS_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class PatchEmbeddings:
-    """Where CLIP sees what.
-
-    Args:
-        values: (H*W, D) float32, row-major; unit length, or averages of such over windows.
-        grid: (H, W) in patches.
-    """
-
-    values: torch.Tensor
-    grid: tuple[int, int]
 
 
 class DenseClip:
@@ -66,6 +56,7 @@ class DenseClip:
         self.native_size = int(model.config.vision_config.image_size)
         self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+        self._fingerprint = Fingerprint(self._settings, model)
         self._known_names: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
 
     @classmethod
@@ -119,6 +110,48 @@ class DenseClip:
         return self.model.logit_scale.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.logit_scale.dtype
+
+    @property
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        """The models that hold its weights."""
+        return (self.model,)
+
+    def fingerprint(self) -> str:
+        """A digest of weights, settings, vocabulary and pixel statistics."""
+        return self._fingerprint()
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "model": own_settings(self.model),
+            "vocabulary": self.tokenizer.get_vocab(),
+            "longest": self.tokenizer.model_max_length,
+            "mean": self._mean.flatten().tolist(),
+            "std": self._std.flatten().tolist(),
+        }
+
+    def check(self, config: NerveConfig) -> None:
+        """Refuse a config that this model cannot follow.
+
+        Args:
+            config: clip_window and clip_stride are looked at.
+
+        Raises:
+            ValueError: names the field, what was expected, what came.
+        """
+        if config.clip_window is not None:
+            self._check_windows(config.clip_window, config.clip_stride)
+
+    def _check_windows(self, window: int, stride: int) -> None:
+        patch = self.patch_size
+        for name, value in (("clip_window", window), ("clip_stride", stride)):
+            if value % patch or value < patch:
+                multiple = f"a multiple of this model's patch of {patch} pixels"
+                raise ValueError(refusal(name, multiple, value, f"try {max(1, round(value / patch)) * patch}"))
+
+    @property
     def logit_scale(self) -> float:
         """The learned factor on cosine similarities, about 100 for OpenAI's models."""
         return float(self.model.logit_scale.float().exp())
@@ -134,6 +167,21 @@ class DenseClip:
             (height, width), multiples of the patch side.
         """
         return size_for_model(size, short_side or self.native_size, self.patch_size)
+
+    def embed_images(self, images: Sequence[Image.Image], config: NerveConfig) -> list[PatchEmbeddings]:
+        """An embedding for each patch of each image, as the config says; see :meth:`embed_image`."""
+        return [
+            self.embed_image(
+                image,
+                short_side=config.clip_size,
+                window=config.clip_window,
+                stride=config.clip_stride,
+                features=config.dense_features,
+                residual=config.clip_residual,
+                feed_forward=config.clip_feed_forward,
+            )
+            for image in images
+        ]
 
     @torch.no_grad()
     def embed_image(
@@ -168,12 +216,7 @@ class DenseClip:
         patch = self.patch_size
         height, width = self.image_size((image.height, image.width), short_side)
         if window is not None:
-            for name, value in (("clip_window", window), ("clip_stride", stride)):
-                if value % patch or value < patch:
-                    raise ValueError(
-                        f"{name}: got {value}, wanted a multiple of this model's patch of "
-                        f"{patch} pixels, such as {max(1, round(value / patch)) * patch}"
-                    )
+            self._check_windows(window, stride)
         pixels = (to_tensor(image, (height, width)) - self._mean) / self._std
         view_height, view_width = (min(window or side, side) for side in (height, width))
         corners = [
@@ -226,3 +269,7 @@ class DenseClip:
         longest = min(self.tokenizer.model_max_length, limit)
         rows: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=longest).input_ids
         return embed_rows(self.model, rows)
+
+
+if TYPE_CHECKING:
+    _: type[TextImageSource] = DenseClip
