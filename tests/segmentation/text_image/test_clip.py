@@ -66,7 +66,7 @@ def test_bad_arguments_are_refused(clip):
     image = Image.new("RGB", (64, 64))
     with pytest.raises(ValueError, match=r"clip_window: expected a multiple .* of 8 pixels, got 30; try 32"):
         clip.embed_image(image, window=30, stride=8)
-    with pytest.raises(ValueError, match="clip_stride: expected a multiple .* of 8 pixels, got 4"):
+    with pytest.raises(ValueError, match=r"clip_stride: expected a multiple .* of 8 pixels, got 4"):
         clip.embed_image(image, window=32, stride=4)
 
 
