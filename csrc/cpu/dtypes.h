@@ -46,9 +46,13 @@ void with_dtype(ScalarType dtype, const char* name, Function&& function) {
     case ScalarType::BFloat16: return function(BFloat16{});
     case ScalarType::Half: return function(Half{});
     default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16, got ", dtype, "; convert it first");
+      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16, got ", dtype,
+                      "; convert it first");
   }
 }
+
+inline bool is_double(const torch::stable::Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+inline ScalarType number_dtype(bool is_double) { return is_double ? ScalarType::Double : ScalarType::Float; }
 
 // Calls `function` with a double or a float: the type in which everything is computed.
 template <typename Function>

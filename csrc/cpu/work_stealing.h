@@ -1,8 +1,9 @@
 #pragma once
 
-// Tasks for threads of unequal speed: laptops have fast and slow cores, and other programs take their part of any core.
-// Each thread has a share of neighbouring tasks, so that what it wrote in one pass it finds in its cache in the next;
-// when it is through, it takes over the last tasks of whoever has most left. Which thread does a task must not matter.
+// Work stealing, for cores of unequal speed: performance and efficiency cores, or cores that other processes load too.
+// Each thread owns a contiguous range of tasks and takes them from its front, so that what it wrote in one pass is in
+// its cache in the next. When its range is empty it steals from the back of the longest. Results must not depend on
+// which thread runs a task.
 
 #include <torch/csrc/stable/ops.h>
 
@@ -13,67 +14,68 @@
 
 namespace nerve_kernels::cpu {
 
-class SharedTasks {
+class TaskRanges {
  public:
-  SharedTasks(int64_t count, int64_t num_shares) : shares_(num_shares) {
+  TaskRanges(int64_t count, int64_t num_ranges) : ranges_(num_ranges) {
     STD_TORCH_CHECK(count <= int64_t{UINT32_MAX}, "too many tasks: ", count);
-    for (int64_t i = 0; i < num_shares; ++i)
-      shares_[i].left = range(count * i / num_shares, count * (i + 1) / num_shares);
+    for (int64_t i = 0; i < num_ranges; ++i)
+      ranges_[i].tasks = pack(count * i / num_ranges, count * (i + 1) / num_ranges);
   }
 
-  // The next task of the thread whose share is number `own`; false when all tasks are taken.
+  // The next task for the owner of range number `own`; false when all tasks are taken.
   bool take(int64_t own, int64_t& task) {
-    if (take_from(shares_[own], true, task)) return true;
+    if (pop(ranges_[own], true, task)) return true;
     for (;;) {
-      Share& fullest = *std::max_element(shares_.begin(), shares_.end(), [](const Share& one, const Share& other) {
+      Range& longest = *std::max_element(ranges_.begin(), ranges_.end(), [](const Range& one, const Range& other) {
         return one.size() < other.size();
       });
-      if (take_from(fullest, false, task)) return true;
-      // emptied meanwhile: look again, until there is none that has any
-      if (std::all_of(shares_.begin(), shares_.end(), [](const Share& share) { return share.size() == 0; })) return false;
+      if (pop(longest, false, task)) return true;
+      // another thread emptied it meanwhile: look for the longest again, until all are empty
+      const auto is_empty = [](const Range& range) { return range.size() == 0; };
+      if (std::all_of(ranges_.begin(), ranges_.end(), is_empty)) return false;
     }
   }
 
  private:
-  // First and end in one word, so that both change together. A cache line each.
-  struct alignas(64) Share {
-    std::atomic<uint64_t> left{0};
+  // Begin and end in one word, so that one compare-and-swap changes both. One cache line each, against false sharing.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> tasks{0};
     int64_t size() const {
-      const uint64_t now = left.load(std::memory_order_relaxed);
+      const uint64_t now = tasks.load(std::memory_order_relaxed);
       return static_cast<int64_t>(now & UINT32_MAX) - static_cast<int64_t>(now >> 32);
     }
   };
 
-  static uint64_t range(int64_t first, int64_t end) {
-    return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(end);
+  static uint64_t pack(int64_t begin, int64_t end) {
+    return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
   }
 
-  // Relaxed: a task is taken once whatever the order, and the pass ends in a barrier of the thread pool.
-  static bool take_from(Share& share, bool front, int64_t& task) {
-    uint64_t now = share.left.load(std::memory_order_relaxed);
+  // Relaxed: a task is taken once whatever the order, and the thread pool's barrier ends the pass.
+  static bool pop(Range& range, bool front, int64_t& task) {
+    uint64_t now = range.tasks.load(std::memory_order_relaxed);
     for (;;) {
-      const int64_t first = static_cast<int64_t>(now >> 32), end = static_cast<int64_t>(now & UINT32_MAX);
-      if (first == end) return false;
-      task = front ? first : end - 1;
-      if (share.left.compare_exchange_weak(now, front ? range(first + 1, end) : range(first, end - 1),
-                                           std::memory_order_relaxed))
+      const int64_t begin = static_cast<int64_t>(now >> 32), end = static_cast<int64_t>(now & UINT32_MAX);
+      if (begin == end) return false;
+      task = front ? begin : end - 1;
+      if (range.tasks.compare_exchange_weak(now, front ? pack(begin + 1, end) : pack(begin, end - 1),
+                                            std::memory_order_relaxed))
         return true;
     }
   }
 
-  std::vector<Share> shares_;
+  std::vector<Range> ranges_;
 };
 
-// Calls `work(next)` in each thread, where `next(task)` gives the thread its next task or says that there is none:
+// Calls `work(next)` once per thread, where `next(task)` sets the thread's next task or returns false:
 //   for_each_task(count, [&](auto next) { for (int64_t task; next(task);) ...; });
-// so that a thread allocates what it needs once, whatever it gets to do.
+// Buffers are allocated once per thread, before that loop.
 template <typename Work>
 void for_each_task(int64_t count, const Work& work) {
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
   if (threads == 0) return;
-  SharedTasks tasks(count, threads);
+  TaskRanges tasks(count, threads);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    // more than one share where the thread pool gives fewer threads than it promised: in a parallel region, say
+    // more than one range where the pool runs fewer threads than it promised, as in a nested parallel region
     for (int64_t own = begin; own < end; ++own) work([&tasks, own](int64_t& task) { return tasks.take(own, task); });
   });
 }

@@ -191,13 +191,13 @@ def test_nothing_in_nothing_out() -> None:
 @pytest.mark.parametrize(
     ("values", "p", "grid", "window", "message"),
     [
-        (torch.rand(1, 6, 8), torch.rand(1, 6, 4), (2, 3), (3, 3), "each of the 9 places of window, got 8"),
-        (torch.rand(1, 5, 9), torch.rand(1, 6, 4), (2, 3), (3, 3), "values must have a row for each of the 6 tokens"),
-        (torch.rand(1, 6, 9), torch.rand(1, 7, 4), (2, 3), (3, 3), "p must have a row for each of the 6 tokens"),
-        (torch.rand(2, 6, 9), torch.rand(3, 6, 4), (2, 3), (3, 3), "agree in their batch.* got 2 and 3"),
-        (torch.rand(1, 6, 8), torch.rand(1, 6, 4), (2, 3), (2, 4), "two positive odd sizes"),
-        (torch.rand(6, 9), torch.rand(1, 6, 4), (2, 3), (3, 3), r"values must be \(B, N, kh\*kw\), got 2 dimensions"),
-        (torch.ones(1, 6, 9).int(), torch.rand(1, 6, 4), (2, 3), (3, 3), "values must be float32, .* got Int"),
+        (torch.rand(1, 6, 8), torch.rand(1, 6, 4), (2, 3), (3, 3), r"values: expected \(B, 6, 9\), got \(B, 6, 8\)"),
+        (torch.rand(1, 5, 9), torch.rand(1, 6, 4), (2, 3), (3, 3), r"values: expected \(B, 6, 9\), got \(B, 5, 9\)"),
+        (torch.rand(1, 6, 9), torch.rand(1, 7, 4), (2, 3), (3, 3), "grid: expected the 7 tokens of p, got 2 x 3"),
+        (torch.rand(2, 6, 9), torch.rand(3, 6, 4), (2, 3), (3, 3), "p: expected a batch of 2 or 1, got 3"),
+        (torch.rand(1, 6, 8), torch.rand(1, 6, 4), (2, 3), (2, 4), "window: expected two odd sizes, got 2 x 4"),
+        (torch.rand(6, 9), torch.rand(1, 6, 4), (2, 3), (3, 3), "values, p: expected 3 dimensions, got 2 and 3"),
+        (torch.ones(1, 6, 9).int(), torch.rand(1, 6, 4), (2, 3), (3, 3), "values: expected float32, .* got Int"),
     ],
 )
 def test_refuses_what_it_cannot_compute(

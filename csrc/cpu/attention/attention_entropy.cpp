@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> attention_entropy(Tensor q, Tensor k, double scale) {
 
   with_number(is_double, [&](auto number) {
     using Number = decltype(number);
-    const AttentionFunctions<Number>& kernels = best_attention_kernels().of<Number>();
+    const KernelsOf<Number>& kernels = best_kernels_of<Number>();
     const PackedKeys<Number> keys(k, kernels.tile);
     auto* entropy_data = static_cast<Number*>(entropy.mutable_data_ptr());
     auto* lse_data = static_cast<Number*>(lse.mutable_data_ptr());

@@ -18,36 +18,26 @@ Tokens::Tokens(const Tensor& tensor)
       stride{tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)} {}
 
 void check_queries_and_keys(const Tensor& q, const Tensor& k) {
-  STD_TORCH_CHECK(q.dim() == 4, "q must be (B, heads, N, d), got ", q.dim(), " dimensions");
-  STD_TORCH_CHECK(k.dim() == 4, "k must be (B, heads, N_k, d), got ", k.dim(), " dimensions");
+  STD_TORCH_CHECK(q.dim() == 4, "q: expected (B, heads, N, d), got ", q.dim(), " dimensions");
+  STD_TORCH_CHECK(k.dim() == 4, "k: expected (B, heads, N_k, d), got ", k.dim(), " dimensions");
   STD_TORCH_CHECK(q.size(0) == k.size(0) && q.size(1) == k.size(1) && q.size(3) == k.size(3),
-                  "k must have batch, heads and head size of q: only the number of tokens may differ");
-  STD_TORCH_CHECK(k.size(2) > 0 && k.size(3) > 0, "k must hold at least one key and one channel");
+                  "k: expected batch, heads and head size of q: only the number of tokens may differ");
+  STD_TORCH_CHECK(k.size(2) > 0 && k.size(3) > 0, "k: expected at least one key and one channel");
   with_dtype(q.scalar_type(), "q", [](auto) {});
   with_dtype(k.scalar_type(), "k", [](auto) {});
 }
 
 void check_lse(const Tensor& lse, const Tensor& q) {
   STD_TORCH_CHECK(lse.dim() == 3 && lse.size(0) == q.size(0) && lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
-                  "lse must be (B, heads, N) of q");
+                  "lse: expected (B, heads, N) of q");
   STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Float || lse.scalar_type() == ScalarType::Double,
-                  "lse must be float32 or float64, got ", lse.scalar_type());
+                  "lse: expected float32 or float64, got ", lse.scalar_type());
 }
 
 void check_weights(const Tensor& w, const Tensor& q) {
   STD_TORCH_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1),
-                  "w must be (B, heads), one weight for each head");
+                  "w: expected (B, heads), one weight for each head");
   with_dtype(w.scalar_type(), "w", [](auto) {});
-}
-
-void check_pair(const std::vector<int64_t>& pair, const char* name) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] > 0 && pair[1] > 0, name, " must be two positive sizes");
-}
-
-void check_grid(const std::vector<int64_t>& grid, int64_t tokens, const char* whose) {
-  check_pair(grid, "grid");
-  STD_TORCH_CHECK(grid[0] * grid[1] == tokens, "grid must have the ", tokens, " tokens of ", whose, ", got ", grid[0],
-                  " x ", grid[1]);
 }
 
 template <typename Number>
@@ -98,9 +88,9 @@ std::vector<Number> read_weights(const Tensor& w) {
   return weights;
 }
 
-int64_t groups_per_task(int64_t groups, int64_t batches, int64_t most) {
+int64_t groups_per_task(int64_t groups, int64_t batches, int64_t max) {
   const int64_t tasks_wanted = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-  return std::clamp<int64_t>(groups * batches / tasks_wanted, 1, most);
+  return std::clamp<int64_t>(groups * batches / tasks_wanted, 1, max);
 }
 
 template void pack_tile(const Tokens&, int64_t, int64_t, int64_t, int64_t, float, int64_t, int64_t, float*);

@@ -8,8 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../kernels/attention_kernels.h"
+#include "../checks.h"
 #include "../dtypes.h"
+#include "../kernels/kernels.h"
 
 namespace nerve_kernels::cpu {
 
@@ -26,11 +27,6 @@ struct Tokens {
 void check_queries_and_keys(const torch::stable::Tensor& q, const torch::stable::Tensor& k);
 void check_lse(const torch::stable::Tensor& lse, const torch::stable::Tensor& q);
 void check_weights(const torch::stable::Tensor& w, const torch::stable::Tensor& q);
-// Two positive sizes; their product where `tokens` is given.
-void check_pair(const std::vector<int64_t>& pair, const char* name);
-void check_grid(const std::vector<int64_t>& grid, int64_t tokens, const char* whose);
-
-inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // `count` tokens of one head from `first` on, channels first: out[channel * out_stride + token], times `factor`.
 // Lanes from `count` up to `lanes` become 0.
@@ -70,6 +66,6 @@ std::vector<Number> read_weights(const torch::stable::Tensor& w);
 
 // How many groups of rows a task takes: as many as may share a block of keys, but enough tasks for every thread. The
 // result of a row does not depend on it.
-int64_t groups_per_task(int64_t groups, int64_t batches, int64_t most);
+int64_t groups_per_task(int64_t groups, int64_t batches, int64_t max);
 
 }  // namespace nerve_kernels::cpu

@@ -44,12 +44,12 @@ void add_rows(Number* __restrict total, int64_t keys, const Number* weight, cons
 }
 
 void check_maps(const Tensor& maps) {
-  STD_TORCH_CHECK(maps.dim() == 4, "maps must be (B, heads, N, N_k), got ", maps.dim(), " dimensions");
+  STD_TORCH_CHECK(maps.dim() == 4, "maps: expected (B, heads, N, N_k), got ", maps.dim(), " dimensions");
   with_dtype(maps.scalar_type(), "maps", [](auto) {});
 }
 
-// Neighbouring rows as one, where they lie behind each other: short rows of many heads are too many places to read from,
-// and weights are the same for all rows of a head.
+// Consecutive rows as one where they are contiguous: short rows of many heads are too many streams for the prefetcher,
+// and all rows of a head have the same weight.
 Tokens merge_rows(Tokens maps) {
   while (maps.stride[3] == 1 && maps.stride[2] == maps.channels && maps.count % 2 == 0 &&
          2 * maps.channels <= kNumbersAtOnce) {
@@ -74,7 +74,7 @@ Tensor attention_map_entropy(Tensor maps) {
                                             is_double ? ScalarType::Double : ScalarType::Float);
   with_number(is_double, [&](auto number) {
     using Number = decltype(number);
-    const auto row_entropy = best_attention_kernels().of<Number>().map_row_entropy;
+    const auto row_entropy = best_kernels_of<Number>().map_row_entropy;
     auto* out = static_cast<Number*>(entropy.mutable_data_ptr());
     const int64_t tasks = rows.batch * rows.heads * rows.count;
     torch::stable::parallel_for(0, tasks, rows_per_task(rows.channels), [&](int64_t begin, int64_t end) {

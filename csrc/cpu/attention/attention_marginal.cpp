@@ -16,7 +16,7 @@ constexpr int64_t kGroupsPerSum = 16;
 
 template <typename Number>
 void sum_columns(const Tokens& queries, int64_t b, int64_t head, const Number* lse, Number scale,
-                 const AttentionFunctions<Number>& kernels, const Number* panels, int64_t keys, Number* out) {
+                 const KernelsOf<Number>& kernels, const Number* panels, int64_t keys, Number* out) {
   const TileSizes& tile = kernels.tile;
   std::vector<Number> packed(tile.rows * queries.channels), group_lse(tile.rows);
   std::vector<Number> sums(tile.rows * tile.keys_at_once());
@@ -57,7 +57,7 @@ Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale) {
   lse = torch::stable::contiguous(lse);
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {
     using Number = decltype(number);
-    const AttentionFunctions<Number>& kernels = best_attention_kernels().of<Number>();
+    const KernelsOf<Number>& kernels = best_kernels_of<Number>();
     const PackedKeys<Number> keys(k, kernels.tile);
     const auto* lse_data = static_cast<const Number*>(lse.const_data_ptr());
     auto* out = static_cast<Number*>(marginal.mutable_data_ptr());

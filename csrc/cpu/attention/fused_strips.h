@@ -17,7 +17,7 @@ template <typename Number>
 struct FusedAttention {
   FusedAttention(const torch::stable::Tensor& q, const torch::stable::Tensor& k, const torch::stable::Tensor& w,
                  const torch::stable::Tensor& lse_, double scale_)
-      : kernels(best_attention_kernels().of<Number>()),
+      : kernels(best_kernels_of<Number>()),
         queries(q),
         num_keys(k.size(2)),
         keys(k, kernels.tile),
@@ -26,7 +26,7 @@ struct FusedAttention {
         lse(static_cast<const Number*>(lse_storage.const_data_ptr())),
         scale(static_cast<Number>(scale_)) {}
 
-  const AttentionFunctions<Number>& kernels;
+  const KernelsOf<Number>& kernels;
   Tokens queries;
   int64_t num_keys;
   PackedKeys<Number> keys;

@@ -66,8 +66,7 @@ Tensor global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int
   check_weights(w, q);
   check_lse(lse, q);
   check_grid(grid, k.size(2), "k");
-  check_pair(cells, "cells");
-  STD_TORCH_CHECK(cells[0] <= grid[0] && cells[1] <= grid[1], "cells must not be more than the tokens along a side");
+  check_cells(cells, grid[0], grid[1]);
   const int64_t queries = q.size(2), num_cells = cells[0] * cells[1];
   Tensor u = torch::stable::new_empty(lse, {q.size(0), queries, num_cells});
   if (u.numel() == 0) return u;

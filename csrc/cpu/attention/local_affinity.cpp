@@ -10,21 +10,19 @@
 namespace nerve_kernels::cpu {
 namespace {
 
-int64_t round_up(int64_t count, int64_t size) { return ceil_div(count, size) * size; }
-
 struct Window {
   int64_t height, width;                // of the grid
   int64_t window_height, window_width;
   int64_t width_padded, window_width_padded, key_stride;
 
-  Window(const std::vector<int64_t>& grid, const std::vector<int64_t>& window, int64_t quantum)
+  Window(const std::vector<int64_t>& grid, const std::vector<int64_t>& window, int64_t lanes)
       : height(grid[0]),
         width(grid[1]),
         window_height(window[0]),
         window_width(window[1]),
-        width_padded(round_up(width, quantum)),
+        width_padded(round_up(width, lanes)),
         window_width_padded(round_up(window_width, kOffsetsAtOnce)),
-        key_stride(round_up(width_padded + window_width_padded, quantum)) {}
+        key_stride(round_up(width_padded + window_width_padded, lanes)) {}
 
   int64_t window_size() const { return window_height * window_width; }
 };
@@ -77,7 +75,7 @@ void write_row(const Window& window, const Number* sums, int64_t y, int64_t x, b
 template <typename Number>
 void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights, const Number* lse,
             const Window& window, Number scale, bool normalize, Number* out) {
-  const auto add_window = best_attention_kernels().of<Number>().add_window;
+  const auto add_window = best_kernels_of<Number>().add_window;
   const Tokens queries(q);
   const Tensor packed_keys = pack_key_rows<Number>(k, window);
   const auto* keys = static_cast<const Number*>(packed_keys.const_data_ptr());
@@ -128,14 +126,13 @@ Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int6
   check_lse(lse, q);
   check_grid(grid, q.size(2), "q");
   check_grid(grid, k.size(2), "k");
-  check_pair(window, "window");
-  STD_TORCH_CHECK(window[0] % 2 == 1 && window[1] % 2 == 1, "window must be two odd sizes (kh, kw)");
+  check_window(window);
   Tensor values = torch::stable::new_empty(lse, {q.size(0), q.size(2), window[0] * window[1]});
   if (values.numel() == 0) return values;
   lse = torch::stable::contiguous(lse);
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {
     using Number = decltype(number);
-    const Window geometry(grid, window, best_attention_kernels().of<Number>().quantum);
+    const Window geometry(grid, window, best_kernels_of<Number>().lanes);
     attend<Number>(q, k, read_weights<Number>(w), static_cast<const Number*>(lse.const_data_ptr()), geometry,
                    static_cast<Number>(scale), normalize, static_cast<Number*>(values.mutable_data_ptr()));
   });

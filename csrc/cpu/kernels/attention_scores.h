@@ -1,14 +1,13 @@
-// The score microkernel and what is summed over its scores, included by one translation unit per instruction set after
-// vector_math.h. It needs, besides what that file needs,
-//   ROWS_PER_GROUP       query rows of the register tile
-//   VECTORS_PER_PANEL    vectors of keys of the register tile
+// The score microkernel and what is summed over its scores; see instruction_set.h.
 //
 // Every sum has a fixed order for its row, whatever thread or group computes it.
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
+constexpr int kVectorsPerPanel = 2;
+
 template <typename Number>
-constexpr int kPanelKeys = VECTORS_PER_PANEL * Numbers<Number>::kLanes;
+constexpr int kPanelKeys = kVectorsPerPanel * Numbers<Number>::kLanes;
 
 template <typename Number>
 constexpr int kStripKeys = kPanelKeys<Number> * kPanelsAtOnce;
@@ -21,36 +20,36 @@ struct alignas(VECTOR_BYTES) Strip {
 
 // One register tile: all scores of a group with a panel.
 template <typename Number>
-inline __attribute__((always_inline)) void multiply_tile(const Number* q, const Number* panel, int64_t head_size,
+inline __attribute__((always_inline)) void score_tile(const Number* q, const Number* panel, int64_t head_size,
                                                          Number* out) {
   using Lanes = LanesOf<Number>;
   constexpr int kLanes = Numbers<Number>::kLanes;
-  Lanes sums[ROWS_PER_GROUP][VECTORS_PER_PANEL] = {};
+  Lanes sums[ROWS_PER_GROUP][kVectorsPerPanel] = {};
   for (int64_t channel = 0; channel < head_size; ++channel) {
-    Lanes keys[VECTORS_PER_PANEL];
+    Lanes keys[kVectorsPerPanel];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS_PER_PANEL; ++v) keys[v] = load(panel + v * kLanes);
+    for (int v = 0; v < kVectorsPerPanel; ++v) keys[v] = load(panel + v * kLanes);
 #pragma GCC unroll 16
     for (int row = 0; row < ROWS_PER_GROUP; ++row) {
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS_PER_PANEL; ++v) sums[row][v] += keys[v] * q[row];
+      for (int v = 0; v < kVectorsPerPanel; ++v) sums[row][v] += keys[v] * q[row];
     }
     q += ROWS_PER_GROUP;
-    panel += VECTORS_PER_PANEL * kLanes;
+    panel += kVectorsPerPanel * kLanes;
   }
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS_PER_GROUP; ++row) {
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS_PER_PANEL; ++v)
+    for (int v = 0; v < kVectorsPerPanel; ++v)
       store(out + row * kStripKeys<Number> + v * kLanes, sums[row][v]);
   }
 }
 
 template <typename Number>
-void multiply_strip(const Number* q, const Number* panels, int64_t num_panels, int64_t head_size,
+void score_strip(const Number* q, const Number* panels, int64_t num_panels, int64_t head_size,
                     Strip<Number>& strip) {
   for (int64_t p = 0; p < num_panels; ++p)
-    multiply_tile(q, panels + p * head_size * kPanelKeys<Number>, head_size,
+    score_tile(q, panels + p * head_size * kPanelKeys<Number>, head_size,
                   &strip.scores[0][p * kPanelKeys<Number>]);
 }
 
@@ -68,7 +67,7 @@ inline __attribute__((always_inline)) void update(Statistics<Number>& row, const
   using Lanes = LanesOf<Number>;
   const Lanes lowest_difference = broadcast<Number>(N::kSmallestNormalLog);
   // Two maxima at a time, as each waits for the one before. What is not a number is passed over and caught by the sum.
-  static_assert(VECTORS_PER_PANEL % 2 == 0);
+  static_assert(kVectorsPerPanel % 2 == 0);
   Lanes m = row.m, other = row.m;
   for (int64_t v = 0; v < vectors; v += 2) {
     m = larger(load(scores + v * N::kLanes), m);
@@ -131,7 +130,7 @@ void entropy(const EntropyTask<Number>& task) {
     const int64_t strip_keys = num_panels * kPanelKeys<Number>;
     const int64_t keys_left = task.keys - panel * kPanelKeys<Number>;
     for (int64_t group = 0; group < groups; ++group) {
-      multiply_strip(task.q + group * task.head_size * ROWS_PER_GROUP,
+      score_strip(task.q + group * task.head_size * ROWS_PER_GROUP,
                      task.k + panel * task.head_size * kPanelKeys<Number>, num_panels, task.head_size, strip);
       for (int row = 0; row < ROWS_PER_GROUP; ++row) {
         for (int64_t key = keys_left; key < strip_keys; ++key) strip.scores[row][key] = -__builtin_inff();  // padding
@@ -148,7 +147,7 @@ void add_probabilities(const ProbabilityTask<Number>& task) {
   using Lanes = LanesOf<Number>;
   constexpr int kLanes = Numbers<Number>::kLanes;
   Strip<Number> strip;
-  multiply_strip(task.q, task.k, task.panels, task.head_size, strip);
+  score_strip(task.q, task.k, task.panels, task.head_size, strip);
   const int64_t keys = task.panels * kPanelKeys<Number>;
   for (int row = 0; row < ROWS_PER_GROUP; ++row) {
     const Lanes lse = broadcast<Number>(task.lse[row]), weight = broadcast<Number>(task.weight);

@@ -1,5 +1,4 @@
-// Window scores and the entropy of explicit maps, included by one translation unit per instruction set after
-// vector_math.h.
+// Window scores and the entropy of explicit maps; see instruction_set.h.
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 

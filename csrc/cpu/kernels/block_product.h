@@ -1,62 +1,103 @@
-#pragma once
+// The matrix product of the walk; see instruction_set.h.
+//
+// A register tile holds kRows rows times kVectors vectors of labels; each sum runs over k in order, for one row and one
+// label, whatever tile computes it.
 
-// The interface between the walk (tensors, dtypes, threads) and its matrix product (one block that fits the caches, one
-// number type), which is compiled once per instruction set.
+namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
-#include <cstdint>
+template <typename Number, int kBytes, int kVectors, int kRows, bool kRowsAreNeighbours>
+void product_tile(const BlockProduct<Number>& product, int64_t row, int64_t label) {
+  using Lanes = typename Vector<Number, kBytes>::type;
+  constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(Number));
+  const int64_t row_stride = kRowsAreNeighbours ? 1 : product.a_row_stride;
+  const int64_t depth_stride = kRowsAreNeighbours ? product.a_depth_stride : 1;
+  const Number* a = product.a + row * row_stride;
+  const Number* b = product.b + label;
 
-#include "window_rows.h"
-
-namespace nerve_kernels::cpu {
-
-// out[row, label] += scale * sum over k < depth of a[row, k] * b[k, label], for `labels` labels.
-template <typename Number>
-struct BlockProduct {
-  const Number* a;  // element (row, k) lies at row * a_row_stride + k * a_depth_stride; one of the two is 1
-  int64_t a_row_stride, a_depth_stride;
-  const Number* b;  // rows of `labels` numbers, `stride` apart
-  Number* out;      // the same
-  int64_t stride;
-  int64_t rows, depth, labels;  // labels is a multiple of the quantum
-  Number scale;
-  // Where not null, as many bytes of as many rows are fetched into the cache meanwhile: what comes next.
-  const char* next;
-  int64_t next_row_stride, next_row_bytes;
-};
-
-// sum[label] += tokens[token, label] over `count` tokens, one after the other.
-template <typename Number>
-struct TokenSum {
-  const Number* tokens;
-  int64_t stride, count;
-  Number* sum;
-};
-
-template <typename Number>
-struct BlockProductFunctions {
-  void (*multiply)(const BlockProduct<Number>&);
-  void (*sum_tokens)(const TokenSum<Number>&);
-};
-
-struct BlockProductKernels {
-  const char* instruction_set;
-  BlockProductFunctions<float> float32;
-  BlockProductFunctions<double> float64;
-
-  template <typename Number>
-  const BlockProductFunctions<Number>& of() const {
-    if constexpr (sizeof(Number) == sizeof(float)) return float32;
-    else return float64;
+  Lanes sums[kRows][kVectors] = {};
+  for (int64_t k = 0; k < product.depth; ++k) {
+    Lanes labels[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) labels[v] = *reinterpret_cast<const Lanes*>(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Number weight = a[r * row_stride];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += labels[v] * weight;
+    }
+    a += depth_stride;
+    b += product.stride;
   }
-};
+  Number* out = product.out + row * product.stride + label;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      Lanes* to = reinterpret_cast<Lanes*>(out + r * product.stride + v * kLanes);
+      *to += sums[r][v] * product.scale;
+    }
+  }
+}
 
-// The best copy this processor runs.
-const BlockProductKernels& best_block_product_kernels();
+// All rows, for one block of labels.
+template <typename Number, int kBytes, int kVectors, int kRows, bool kRowsAreNeighbours>
+void product_labels(const BlockProduct<Number>& product, int64_t label) {
+  int64_t row = 0;
+  for (; row + kRows <= product.rows; row += kRows) {
+    if (label == 0 && product.next != nullptr)
+      for (int64_t r = row; r < row + kRows; ++r)
+        for (int64_t byte = 0; byte < product.next_row_bytes; byte += 64)
+          __builtin_prefetch(product.next + r * product.next_row_stride + byte, 0, 2);
+    product_tile<Number, kBytes, kVectors, kRows, kRowsAreNeighbours>(product, row, label);
+  }
+  for (; row + 4 <= product.rows; row += 4)
+    product_tile<Number, kBytes, kVectors, 4, kRowsAreNeighbours>(product, row, label);
+  for (; row < product.rows; ++row)
+    product_tile<Number, kBytes, kVectors, 1, kRowsAreNeighbours>(product, row, label);
+}
 
-extern const BlockProductKernels block_product_portable;
-#if defined(__x86_64__)
-extern const BlockProductKernels block_product_avx2;
-extern const BlockProductKernels block_product_avx512;
+// All labels, in blocks as wide as the registers allow.
+template <typename Number, bool kRowsAreNeighbours>
+void multiply_blocks(const BlockProduct<Number>& product) {
+  constexpr int64_t kQuantum = kLabelQuantumBytes / static_cast<int64_t>(sizeof(Number));
+  int64_t label = 0;
+  const auto remaining = [&] { return (product.labels - label) / kQuantum; };
+#if VECTOR_BYTES == 64
+  for (; remaining() >= 6 && remaining() != 7; label += 6 * kQuantum)
+    product_labels<Number, 64, 3, 8, kRowsAreNeighbours>(product, label);
+  for (; remaining() >= 4; label += 4 * kQuantum) product_labels<Number, 64, 2, 12, kRowsAreNeighbours>(product, label);
+  if (remaining() == 3) {
+    product_labels<Number, 32, 3, 8, kRowsAreNeighbours>(product, label);
+    return;
+  }
+  for (; remaining() >= 2; label += 2 * kQuantum) product_labels<Number, 64, 1, 12, kRowsAreNeighbours>(product, label);
+  if (remaining() == 1) product_labels<Number, 32, 1, 12, kRowsAreNeighbours>(product, label);
+#elif VECTOR_BYTES == 32
+  for (; remaining() >= 3 && remaining() != 4; label += 3 * kQuantum)
+    product_labels<Number, 32, 3, 4, kRowsAreNeighbours>(product, label);
+  for (; remaining() >= 2; label += 2 * kQuantum) product_labels<Number, 32, 2, 6, kRowsAreNeighbours>(product, label);
+  if (remaining() == 1) product_labels<Number, 32, 1, 8, kRowsAreNeighbours>(product, label);
+#else
+  for (; remaining() > 0; label += kQuantum) product_labels<Number, 16, 2, 6, kRowsAreNeighbours>(product, label);
 #endif
+}
 
-}  // namespace nerve_kernels::cpu
+template <typename Number>
+void block_product(const BlockProduct<Number>& product) {
+  if (product.a_depth_stride == 1)
+    multiply_blocks<Number, false>(product);
+  else
+    multiply_blocks<Number, true>(product);
+}
+
+template <typename Number>
+void sum_tokens(const TokenSum<Number>& task) {
+  using Lanes = typename Vector<Number, VECTOR_BYTES < 32 ? VECTOR_BYTES : 32>::type;
+  constexpr int64_t kLanes = sizeof(Lanes) / sizeof(Number);
+  for (int64_t token = 0; token < task.count; ++token)
+    for (int64_t label = 0; label < task.stride; label += kLanes)
+      *reinterpret_cast<Lanes*>(task.sum + label) +=
+          *reinterpret_cast<const Lanes*>(task.tokens + token * task.stride + label);
+}
+
+}  // namespace nerve_kernels::cpu::INSTRUCTION_SET

@@ -1,11 +1,45 @@
-#pragma once
+// All kernels for one instruction set. The .cpp file of the set defines, before it includes this,
+//   INSTRUCTION_SET   the namespace that keeps the copies apart
+//   TARGET_FEATURES   the processor features to compile for; undefined for what every processor has
+//   VECTOR_BYTES      the widest vector register: 16, 32 or 64
+//   ROWS_PER_GROUP    query rows of the register tile of attention scores
+// and INSTRUCTION_SET::kernels is then its table. Kernels are written once, with the compiler's vector types.
 
-namespace nerve_kernels::cpu {
+#include "kernels.h"
+#include "target_region.h"
 
-enum class InstructionSet { portable, avx2, avx512 };
+#if defined(TARGET_FEATURES)
+BEGIN_TARGET(TARGET_FEATURES)
+#endif
 
-// The best this processor runs, found once. Like torch's own kernels it obeys ATEN_CPU_CAPABILITY ("default", "avx2",
-// "avx512"), which can only lower the choice.
-InstructionSet best_instruction_set();
+#include "vector_math.h"
+// on vector_math.h
+#include "attention_scores.h"
+#include "attention_window.h"
+#include "block_product.h"
+#include "window_gradient.h"
+#include "window_product.h"
 
-}  // namespace nerve_kernels::cpu
+#if defined(TARGET_FEATURES)
+END_TARGET
+#endif
+
+namespace nerve_kernels::cpu::INSTRUCTION_SET {
+
+template <typename Number>
+constexpr KernelsOf<Number> kKernelsOf = {
+    .tile = {ROWS_PER_GROUP, kPanelKeys<Number>},
+    .lanes = Numbers<Number>::kLanes,
+    .entropy = entropy<Number>,
+    .add_probabilities = add_probabilities<Number>,
+    .add_window = add_window<Number>,
+    .map_row_entropy = map_row_entropy<Number>,
+    .block_product = block_product<Number>,
+    .sum_tokens = sum_tokens<Number>,
+    .window_product = window_product<Number>,
+    .window_gradient = window_gradient<Number>,
+};
+
+constinit const Kernels kernels = {kKernelsOf<float>, kKernelsOf<double>};
+
+}  // namespace nerve_kernels::cpu::INSTRUCTION_SET

@@ -1,9 +1,14 @@
-// Vectors and their exponential and logarithm, included by one translation unit per instruction set once
-// INSTRUCTION_SET and VECTOR_BYTES are defined (see window_rows_kernel.h for the rules of such a file).
+// Vectors and their exponential and logarithm; see instruction_set.h. Needs INSTRUCTION_SET and VECTOR_BYTES only.
 //
 // The C library's exp and log are not used: they are scalar, and their symbols tie the binary to a libc version.
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
+
+// A vector that may lie at any address and alias the numbers it is made of.
+template <typename Number, int kBytes>
+struct Vector {
+  typedef Number type __attribute__((vector_size(kBytes), aligned(alignof(Number)), may_alias));
+};
 
 template <typename Number>
 struct Numbers;

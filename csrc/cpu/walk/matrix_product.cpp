@@ -1,23 +1,23 @@
-// Blocks of a matrix product, widened on the way where they are stored in a lower precision.
+// Blocks of a matrix product and rows of a window product, widened where they are stored in a lower precision.
 
 #include "matrix_product.h"
 
 #include <algorithm>
 
-#include "../kernels/block_product.h"
 #include "../dtypes.h"
+#include "../kernels/kernels.h"
 
 namespace nerve_kernels::cpu {
 namespace {
 
 constexpr int64_t kDepthAtOnce = 256;  // of a block product; less where there are many labels
 constexpr int64_t kBlockBytes = 24 << 10;
-constexpr int64_t kWidestBlock = 192;  // bytes of labels that a register tile covers at most
+constexpr int64_t kMaxTileBytes = 192;  // of labels in a register tile
 constexpr int64_t kDepthPadding = 16;  // so that rows of a converted block do not all fall into one set of the cache
 
 template <typename Number>
 int64_t depth_at_once(int64_t stride) {
-  const int64_t widest = std::min<int64_t>(stride * sizeof(Number), kWidestBlock);
+  const int64_t widest = std::min<int64_t>(stride * sizeof(Number), kMaxTileBytes);
   return std::min(kDepthAtOnce, kBlockBytes / widest);
 }
 
@@ -39,11 +39,42 @@ void convert_block(const MatrixBatch& matrix, int64_t image, int64_t row, int64_
   });
 }
 
-// out[row] += scale * sum over k of matrix[first_row + row, first_k + k] * b[k], all rows of b and out `stride` apart.
+template <typename Number>
+void add_window_row(const WalkProblem& problem, int64_t image, int64_t y, const Number* p, int64_t stride, Number scale,
+                    Number* out) {
+  const auto multiply_row = best_kernels_of<Number>().window_product;
+  const MatrixBatch& values = problem.local_values;
+  const int64_t size = problem.window_height * problem.window_width;
+  WindowRow<Number> row = {.p = p,
+                           .out = out,
+                           .scale = scale * static_cast<Number>(problem.local_share),
+                           .stride = stride,
+                           .y = y,
+                           .height = problem.height,
+                           .width = problem.width,
+                           .window_height = problem.window_height,
+                           .window_width = problem.window_width};
+  if (values.dtype == dtype_of<Number>) {
+    row.values = reinterpret_cast<const Number*>(values.at(image, y * problem.width, 0));
+    row.x_end = problem.width;
+    multiply_row(row);
+    return;
+  }
+  alignas(64) Number converted[kMaxWidenedWindow];
+  const int64_t tokens = kMaxWidenedWindow / size;
+  for (int64_t x = 0; x < problem.width; x += tokens) {
+    row.x_begin = x;
+    row.x_end = std::min(x + tokens, problem.width);
+    convert_block(values, image, y * problem.width + x, 1, 0, (row.x_end - x) * size, converted, 0);
+    row.values = converted - x * size;
+    multiply_row(row);
+  }
+}
+
 template <typename Number>
 void add_product(const MatrixBatch& matrix, int64_t image, int64_t first_row, int64_t num_rows, int64_t first_k,
                  int64_t depth, const Number* b, int64_t stride, Number scale, Number* out) {
-  const auto multiply = best_block_product_kernels().of<Number>().multiply;
+  const auto multiply = best_kernels_of<Number>().block_product;
   const bool in_place =
       matrix.dtype == dtype_of<Number> && (matrix.column_stride == 1 || matrix.row_stride == 1);
   const int64_t step = depth_at_once<Number>(stride);
@@ -82,6 +113,8 @@ void add_product(const MatrixBatch& matrix, int64_t image, int64_t first_row, in
 
 template void convert_block(const MatrixBatch&, int64_t, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 template void convert_block(const MatrixBatch&, int64_t, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
+template void add_window_row(const WalkProblem&, int64_t, int64_t, const float*, int64_t, float, float*);
+template void add_window_row(const WalkProblem&, int64_t, int64_t, const double*, int64_t, double, double*);
 template void add_product(const MatrixBatch&, int64_t, int64_t, int64_t, int64_t, int64_t, const float*, int64_t, float,
                           float*);
 template void add_product(const MatrixBatch&, int64_t, int64_t, int64_t, int64_t, int64_t, const double*, int64_t,

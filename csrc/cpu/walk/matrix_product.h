@@ -1,6 +1,6 @@
 #pragma once
 
-// Products of a stored matrix, of any dtype and strides, with packed labels: cut into blocks that fit the caches.
+// Products of what S is stored as, in any dtype and strides, with packed labels: cut into blocks that fit the caches.
 
 #include <cstdint>
 
@@ -14,6 +14,12 @@ constexpr int64_t kRowsAtOnce = 64;  // rows of a block: they share each block o
 template <typename Number>
 void convert_block(const MatrixBatch& matrix, int64_t image, int64_t row, int64_t rows, int64_t column, int64_t columns,
                    Number* out, int64_t out_stride);
+
+// out[x] += scale * local_share * (S_local P)[x] for the tokens x of grid row y. `p` is P of the image; its rows and
+// those of `out` are `stride` numbers apart.
+template <typename Number>
+void add_window_row(const WalkProblem& problem, int64_t image, int64_t y, const Number* p, int64_t stride, Number scale,
+                    Number* out);
 
 // out[row] += scale * sum over k < depth of matrix[first_row + row, first_k + k] * b[k]; rows of b and out are `stride`
 // numbers apart and all of them computed. Blocks of k are summed apart and then added, in order.

@@ -2,16 +2,23 @@
 
 #include "walk_problem.h"
 
+#include <torch/csrc/stable/ops.h>
+
+#include "../checks.h"
+
 namespace nerve_kernels::cpu {
+
+using torch::stable::Tensor;
+
 namespace {
 
-constexpr int64_t kTokensPerBand = 64;
+constexpr int64_t kMinBandTokens = 64;
 // With fewer rows of cells than this, tasks that each cover whole rows of cells would leave threads idle.
-constexpr int64_t kEnoughCellRows = 8;
+constexpr int64_t kMinCellRows = 8;
 
 }  // namespace
 
-MatrixBatch::MatrixBatch(const torch::stable::Tensor& tensor)
+MatrixBatch::MatrixBatch(const Tensor& tensor)
     : data(static_cast<const char*>(tensor.const_data_ptr())),
       dtype(tensor.scalar_type()),
       element_size(tensor.element_size()),
@@ -28,14 +35,37 @@ MatrixBatch MatrixBatch::transposed() const {
   return other;
 }
 
+void check_part(const Tensor& part, const char* name, int64_t batch, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(part.dim() == 3, name, ": expected 3 dimensions, got ", part.dim());
+  STD_TORCH_CHECK(part.size(0) == batch || part.size(0) == 1, name, ": expected a batch of ", batch, " or 1, got ",
+                  part.size(0));
+  STD_TORCH_CHECK(part.size(1) == rows && part.size(2) == columns, name, ": expected (B, ", rows, ", ", columns,
+                  "), got (B, ", part.size(1), ", ", part.size(2), ")");
+  with_dtype(part.scalar_type(), name, [](auto) {});
+}
+
+void set_local(WalkProblem& problem, Tensor& values, const std::vector<int64_t>& window, bool as_double) {
+  check_window(window);
+  const int64_t size = window[0] * window[1];
+  check_part(values, "values", problem.batch, problem.num_tokens(), size);
+  if (values.scalar_type() != number_dtype(as_double) && size > kMaxWidenedWindow)
+    values = torch::stable::to(values, number_dtype(as_double));
+  values = torch::stable::contiguous(values);
+  problem.window_height = window[0];
+  problem.window_width = window[1];
+  problem.local_values = MatrixBatch(values);
+}
+
 std::vector<Band> make_bands(const WalkProblem& problem, bool& whole_cells) {
   std::vector<Band> bands;
-  const auto is_wide_enough = [&](const Band& band) { return (band.end - band.begin) * problem.width >= kTokensPerBand; };
-  whole_cells = problem.averages_cells() && problem.cells_high * problem.batch >= kEnoughCellRows;
+  const auto is_wide_enough = [&](const Band& band) {
+    return (band.end - band.begin) * problem.width >= kMinBandTokens;
+  };
+  whole_cells = problem.averages_cells() && problem.cell_rows * problem.batch >= kMinCellRows;
   if (whole_cells) {
-    for (int64_t cell = 0; cell < problem.cells_high; ++cell) {
-      const int64_t begin = WalkProblem::cell_begin(cell, problem.cells_high, problem.height);
-      const int64_t end = WalkProblem::cell_begin(cell + 1, problem.cells_high, problem.height);
+    for (int64_t cell = 0; cell < problem.cell_rows; ++cell) {
+      const int64_t begin = WalkProblem::cell_begin(cell, problem.cell_rows, problem.height);
+      const int64_t end = WalkProblem::cell_begin(cell + 1, problem.cell_rows, problem.height);
       if (bands.empty() || is_wide_enough(bands.back())) bands.push_back({begin, end, cell, cell + 1});
       bands.back().end = end;
       bands.back().cell_end = cell + 1;

@@ -1,6 +1,6 @@
-// Row sums of a bfloat16 factor, T as a mean and a rounded deviation, and their products.
+// Row sums of U, T as a mean and a rounded deviation, and their products.
 
-#include "bf16_left.h"
+#include "bf16_global.h"
 
 #include <torch/csrc/stable/ops.h>
 
@@ -31,29 +31,29 @@ uint32_t narrow(float number) {
 
 }  // namespace
 
-bool Bf16Left::suits(const WalkProblem& problem) {
-  return problem.left.present() && !problem.is_dense && problem.left.dtype == ScalarType::BFloat16 &&
-      problem.left.column_stride == 1 && problem.rank % 2 == 0 && best_bf16_product() != nullptr;
+bool Bf16Global::suits(const WalkProblem& problem) {
+  return problem.global_u.present() && problem.global_u.dtype == ScalarType::BFloat16 &&
+      problem.global_u.column_stride == 1 && problem.rank % 2 == 0 && best_kernels().bf16_product != nullptr;
 }
 
-int64_t Bf16Left::numbers_needed(const WalkProblem& problem, int64_t stride) {
+int64_t Bf16Global::numbers_needed(const WalkProblem& problem, int64_t stride) {
   return problem.batch * (problem.num_tokens() + stride + problem.rank / 2 * stride);
 }
 
-Bf16Left::Bf16Left(const WalkProblem& problem, int64_t stride, float* storage)
-    : left_(problem.left),
+Bf16Global::Bf16Global(const WalkProblem& problem, int64_t stride, float* storage)
+    : u_(problem.global_u),
       batch_(problem.batch),
       num_tokens_(problem.num_tokens()),
       rank_(problem.rank),
       stride_(stride),
-      multiply_(best_bf16_product()),
+      multiply_(best_kernels().bf16_product),
       row_sums_(storage + batch_ * (rank_ / 2 * stride + stride)),
       mean_(storage + batch_ * (rank_ / 2 * stride)),
       deviation_(reinterpret_cast<uint32_t*>(storage)) {
-  const int64_t images = left_.image_stride == 0 ? 1 : batch_;
+  const int64_t images = u_.image_stride == 0 ? 1 : batch_;
   torch::stable::parallel_for(0, images * num_tokens_, 256, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const uint16_t* from = left_row(row / num_tokens_, row % num_tokens_);
+      const uint16_t* from = u_row(row / num_tokens_, row % num_tokens_);
       float sums[16] = {}, total = 0;
       int64_t k = 0;
       for (; k + 16 <= rank_; k += 16)
@@ -65,12 +65,12 @@ Bf16Left::Bf16Left(const WalkProblem& problem, int64_t stride, float* storage)
   });
 }
 
-void Bf16Left::set_gathered(const float* gathered) {
+void Bf16Global::set_pooled(const float* pooled) {
   const int64_t groups = stride_ / kLabelsPerTask;
   torch::stable::parallel_for(0, batch_ * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / groups, label = task % groups * kLabelsPerTask;
-      const float* from = gathered + image * rank_ * stride_ + label;
+      const float* from = pooled + image * rank_ * stride_ + label;
       uint32_t* to = deviation_ + image * rank_ / 2 * stride_ + label;
       float mean[kLabelsPerTask] = {};
       for (int64_t k = 0; k < rank_; ++k)
@@ -87,8 +87,8 @@ void Bf16Left::set_gathered(const float* gathered) {
   });
 }
 
-void Bf16Left::add(int64_t image, int64_t first, int64_t count, float scale, float* out) const {
-  const float* row_sums = row_sums_ + (left_.image_stride == 0 ? 0 : image) * num_tokens_ + first;
+void Bf16Global::add(int64_t image, int64_t first, int64_t count, float scale, float* out) const {
+  const float* row_sums = row_sums_ + (u_.image_stride == 0 ? 0 : image) * num_tokens_ + first;
   const float* mean = mean_ + image * stride_;
   for (int64_t token = 0; token < count; ++token) {
     const float weight = scale * row_sums[token];
@@ -98,8 +98,8 @@ void Bf16Left::add(int64_t image, int64_t first, int64_t count, float scale, flo
     const int64_t rows = std::min(kRowsAtOnce, count - row);
     for (int64_t k = 0; k < rank_; k += kDepthAtOnce) {
       Bf16Product product = {};
-      product.a = left_row(image, first + row) + k;
-      product.a_row_stride = left_.row_stride;
+      product.a = u_row(image, first + row) + k;
+      product.a_row_stride = u_.row_stride;
       product.b = deviation_ + (image * rank_ + k) / 2 * stride_;
       product.out = out + row * stride_;
       product.stride = product.labels = stride_;
@@ -108,7 +108,7 @@ void Bf16Left::add(int64_t image, int64_t first, int64_t count, float scale, flo
       product.scale = scale;
       const bool last = k + kDepthAtOnce >= rank_;
       if (!last || first + row + rows < num_tokens_)
-        product.next = left_.at(image, first + row + (last ? rows : 0), last ? 0 : k + kDepthAtOnce);
+        product.next = u_.at(image, first + row + (last ? rows : 0), last ? 0 : k + kDepthAtOnce);
       multiply_(product);
     }
   }

@@ -1,5 +1,5 @@
-// The gradient of a window product for its values, included after window_rows_kernel.h (which says what such a file
-// needs): gradient[x, dy, dx] = sum over labels of left[y, x] * labels[y + dy, x + dx].
+// The gradient of a window product for its values; see instruction_set.h:
+// gradient[x, dy, dx] = sum over labels of left[y, x] * p[y + dy, x + dx].
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
@@ -36,7 +36,7 @@ inline __attribute__((always_inline)) void gradient_places(const Number* left, c
 
 // A whole row of tokens. Places outside the grid are left alone.
 template <typename Number>
-void gradient_row(const WindowGradientRow<Number>& row) {
+void window_gradient(const WindowGradientRow<Number>& row) {
   constexpr int kPlaces = 4;
   const int64_t half_height = row.window_height / 2, half_width = row.window_width / 2;
   const int64_t window_size = row.window_height * row.window_width;
@@ -47,7 +47,7 @@ void gradient_row(const WindowGradientRow<Number>& row) {
     for (int64_t dy = 0; dy < row.window_height; ++dy) {
       const int64_t ny = row.y + dy - half_height;
       if (ny < 0 || ny >= row.height) continue;
-      const Number* neighbours = row.labels + (ny * row.width + x - half_width) * row.stride;
+      const Number* neighbours = row.p + (ny * row.width + x - half_width) * row.stride;
       Number* gradient = row.gradient + x * window_size + dy * row.window_width;
       int64_t dx = begin;
       for (; dx + kPlaces <= end; dx += kPlaces)

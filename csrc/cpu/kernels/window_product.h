@@ -1,21 +1,11 @@
-// The kernel itself, written once with the compiler's vector types and included by one translation unit per
-// instruction set. Before including it, define
-//   INSTRUCTION_SET     the name of the namespace that keeps the copies apart
-//   VECTOR_BYTES        the widest vector register
-//   TOKENS_AT_ONCE      how many neighbouring tokens are summed at a time: enough sums for the latency of one
-// and include every other header first: code that the target pragma covers must not end up in functions that the
-// linker may merge with those of other files, or an old processor would meet instructions that it lacks.
+// The window product S_local @ P; see instruction_set.h.
 //
 // Each sum runs over dy, then over dx, for one token and one label, whatever tile or thread computes it: results do
 // not depend on the number of threads.
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
-// A vector that may lie at any address and alias the numbers it is made of.
-template <typename Number, int kBytes>
-struct Vector {
-  typedef Number type __attribute__((vector_size(kBytes), aligned(alignof(Number)), may_alias));
-};
+constexpr int kTokensAtOnce = 4;  // neighbouring tokens of a tile: enough sums for the latency of one
 
 // What a neighbour gives to the tokens from `kFirst` to `kLast` of a tile: its labels, read once, times the weight with
 // which each of them sees it. `weights` points to the place that token 0 would see it at; one token further the same
@@ -40,7 +30,7 @@ inline __attribute__((always_inline)) void add_neighbour(Lanes (&sums)[kTokens][
 // kTokens neighbouring tokens from x0 on, times kVectors * kBytes of labels from `label` on. Where the windows of all
 // of them lie between the left and the right border (kInside) it is known which token sees which neighbour.
 template <typename Number, int kBytes, int kVectors, int kTokens, bool kInside>
-void multiply_tile(const WindowRow<Number>& row, int64_t x0, int64_t label) {
+void window_tile(const WindowRow<Number>& row, int64_t x0, int64_t label) {
   using Lanes = typename Vector<Number, kBytes>::type;
   constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(Number));
   const int64_t half_height = row.window_height / 2, half_width = row.window_width / 2;
@@ -51,7 +41,7 @@ void multiply_tile(const WindowRow<Number>& row, int64_t x0, int64_t label) {
   Lanes sums[kTokens][kVectors] = {};
   for (int64_t ny = y_begin; ny < y_end; ++ny) {
     const Number* weights = row.values + x0 * window_size + (ny - row.y + half_height) * row.window_width;
-    const Number* neighbour = row.labels + (ny * row.width + x0 - half_width) * row.stride + label;
+    const Number* neighbour = row.p + (ny * row.width + x0 - half_width) * row.stride + label;
     if constexpr (kInside) {
       // the first neighbours are seen by the first tokens only, the last by the last
 #pragma GCC unroll 8
@@ -83,43 +73,43 @@ void multiply_tile(const WindowRow<Number>& row, int64_t x0, int64_t label) {
 
 // All tokens of the row, for one block of labels.
 template <typename Number, int kBytes, int kVectors>
-void multiply_block(const WindowRow<Number>& row, int64_t label) {
+void window_block(const WindowRow<Number>& row, int64_t label) {
   const int64_t half_width = row.window_width / 2;
   int64_t x = row.x_begin;
-  for (; x + TOKENS_AT_ONCE <= row.x_end; x += TOKENS_AT_ONCE) {
-    if (row.window_width >= TOKENS_AT_ONCE - 1 && x >= half_width && x + TOKENS_AT_ONCE - 1 + half_width < row.width)
-      multiply_tile<Number, kBytes, kVectors, TOKENS_AT_ONCE, true>(row, x, label);
+  for (; x + kTokensAtOnce <= row.x_end; x += kTokensAtOnce) {
+    if (row.window_width >= kTokensAtOnce - 1 && x >= half_width && x + kTokensAtOnce - 1 + half_width < row.width)
+      window_tile<Number, kBytes, kVectors, kTokensAtOnce, true>(row, x, label);
     else
-      multiply_tile<Number, kBytes, kVectors, TOKENS_AT_ONCE, false>(row, x, label);
+      window_tile<Number, kBytes, kVectors, kTokensAtOnce, false>(row, x, label);
   }
-  for (; x < row.x_end; ++x) multiply_tile<Number, kBytes, kVectors, 1, false>(row, x, label);
+  for (; x < row.x_end; ++x) window_tile<Number, kBytes, kVectors, 1, false>(row, x, label);
 }
 
 // All labels of the row, in blocks as wide as the registers allow.
 template <typename Number>
-void multiply_row(const WindowRow<Number>& row) {
+void window_product(const WindowRow<Number>& row) {
   constexpr int64_t kQuantum = kLabelQuantumBytes / static_cast<int64_t>(sizeof(Number));
   int64_t label = 0;
-  const auto left = [&] { return (row.stride - label) / kQuantum; };
+  const auto remaining = [&] { return (row.stride - label) / kQuantum; };
 #if VECTOR_BYTES == 64
-  for (; left() >= 8; label += 8 * kQuantum) multiply_block<Number, 64, 4>(row, label);
-  if (left() == 6) {
-    multiply_block<Number, 64, 3>(row, label);
+  for (; remaining() >= 8; label += 8 * kQuantum) window_block<Number, 64, 4>(row, label);
+  if (remaining() == 6) {
+    window_block<Number, 64, 3>(row, label);
     return;
   }
-  for (; left() >= 4; label += 4 * kQuantum) multiply_block<Number, 64, 2>(row, label);
-  if (left() == 3) {
-    multiply_block<Number, 32, 3>(row, label);
+  for (; remaining() >= 4; label += 4 * kQuantum) window_block<Number, 64, 2>(row, label);
+  if (remaining() == 3) {
+    window_block<Number, 32, 3>(row, label);
     return;
   }
-  for (; left() >= 2; label += 2 * kQuantum) multiply_block<Number, 64, 1>(row, label);
-  if (left() == 1) multiply_block<Number, 32, 1>(row, label);
+  for (; remaining() >= 2; label += 2 * kQuantum) window_block<Number, 64, 1>(row, label);
+  if (remaining() == 1) window_block<Number, 32, 1>(row, label);
 #elif VECTOR_BYTES == 32
-  for (; left() >= 3 && left() != 4; label += 3 * kQuantum) multiply_block<Number, 32, 3>(row, label);
-  for (; left() >= 2; label += 2 * kQuantum) multiply_block<Number, 32, 2>(row, label);
-  if (left() == 1) multiply_block<Number, 32, 1>(row, label);
+  for (; remaining() >= 3 && remaining() != 4; label += 3 * kQuantum) window_block<Number, 32, 3>(row, label);
+  for (; remaining() >= 2; label += 2 * kQuantum) window_block<Number, 32, 2>(row, label);
+  if (remaining() == 1) window_block<Number, 32, 1>(row, label);
 #else
-  for (; left() > 0; label += kQuantum) multiply_block<Number, 16, 2>(row, label);
+  for (; remaining() > 0; label += kQuantum) window_block<Number, 16, 2>(row, label);
 #endif
 }
 

@@ -3,17 +3,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "bf16_product.h"
+#include "kernels.h"
+#include "target_region.h"
 
-// Whatever follows is compiled for these instructions and runs only where best_bf16_product() found them.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma")
-#endif
+BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma")
 
-namespace nerve_kernels::cpu {
+namespace nerve_kernels::cpu::avx512 {
 namespace {
 
 struct Wide {
@@ -95,25 +90,21 @@ void product_labels(const Bf16Product& product, int64_t label) {
 
 }  // namespace
 
-void bf16_product_avx512(const Bf16Product& product) {
+void bf16_product(const Bf16Product& product) {
   int64_t label = 0;
-  const auto left = [&] { return product.labels - label; };
-  for (; left() >= 48 && left() != 56; label += 48) product_labels<Wide, 3, 8>(product, label);
-  for (; left() >= 32; label += 32) product_labels<Wide, 2, 12>(product, label);
-  if (left() == 24) {
+  const auto remaining = [&] { return product.labels - label; };
+  for (; remaining() >= 48 && remaining() != 56; label += 48) product_labels<Wide, 3, 8>(product, label);
+  for (; remaining() >= 32; label += 32) product_labels<Wide, 2, 12>(product, label);
+  if (remaining() == 24) {
     product_labels<Narrow, 3, 8>(product, label);
     return;
   }
-  for (; left() >= 16; label += 16) product_labels<Wide, 1, 12>(product, label);
-  if (left() == 8) product_labels<Narrow, 1, 12>(product, label);
+  for (; remaining() >= 16; label += 16) product_labels<Wide, 1, 12>(product, label);
+  if (remaining() == 8) product_labels<Narrow, 1, 12>(product, label);
 }
 
-}  // namespace nerve_kernels::cpu
+}  // namespace nerve_kernels::cpu::avx512
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 
 #endif

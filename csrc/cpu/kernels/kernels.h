@@ -1,0 +1,188 @@
+#pragma once
+
+// The interface between the ops (tensors, dtypes, threads) and their inner loops (packed blocks of one number type),
+// which are compiled once per instruction set: what each kernel is given, and the table of them.
+
+#include <cstdint>
+
+namespace nerve_kernels::cpu {
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+//
+// Packed queries: groups of `rows` query rows, already multiplied by the scale: q[group][channel][row].
+// Packed keys:    panels of `keys` keys: k[panel][channel][key]. Both are padded with zeros up to whole groups and
+// panels, so that a kernel never meets a remainder; what it computes for the padding is never read.
+
+// Panels whose scores are computed for one group before they are reduced: few enough for the scores to stay in L1.
+constexpr int64_t kPanelsAtOnce = 8;
+
+// Groups that share each block of keys while it is in L2. A task of the entropy kernel is at most this many.
+constexpr int64_t kGroupsAtOnce = 8;
+
+// Sizes of the register tile of one kernel.
+struct TileSizes {
+  int64_t rows, keys;
+  int64_t keys_at_once() const { return keys * kPanelsAtOnce; }
+};
+
+// Entropy and log-sum-exp of up to kGroupsAtOnce groups of rows over all keys.
+template <typename Number>
+struct EntropyTask {
+  const Number* q;  // packed groups
+  const Number* k;  // packed panels
+  int64_t rows, keys, head_size;
+  Number* entropy;  // (rows)
+  Number* lse;      // (rows)
+};
+
+// sums[row][key] += weight * exp(score - lse[row]) for one group of rows and `panels` <= kPanelsAtOnce panels.
+template <typename Number>
+struct ProbabilityTask {
+  const Number* q;  // one packed group
+  const Number* k;  // the first packed panel
+  int64_t panels, head_size;
+  const Number* lse;  // (rows of a group)
+  Number weight;
+  Number* sums;  // (rows of a group, keys_at_once)
+};
+
+// One grid row of queries against one grid row of keys, for all horizontal offsets of a window:
+// sums[dx][x] += weight * exp(q[:, x] . k[:, x + dx] - lse[x]). Channels come first, so that lanes are neighbours.
+template <typename Number>
+struct WindowTask {
+  const Number* q;              // (head_size, width_padded), multiplied by the scale
+  const Number* k;              // (head_size, key_stride): x + dx is the position from the window's left edge
+  const Number* lse;            // (width_padded)
+  int64_t width_padded;         // a multiple of the lanes of a vector
+  int64_t key_stride;           // at least width_padded + window_width_padded
+  int64_t window_width_padded;  // a multiple of kOffsetsAtOnce
+  int64_t head_size;
+  Number weight;
+  Number* sums;  // (window_width_padded, width_padded)
+};
+
+constexpr int64_t kOffsetsAtOnce = 4;
+
+// ---- the walk -----------------------------------------------------------------------------------------------------
+
+// Rows of P are padded with zeros to a multiple of this, whatever the instruction set.
+constexpr int64_t kLabelQuantumBytes = 32;
+
+// The numbers of a row of P, padding included.
+template <typename Number>
+constexpr int64_t padded_labels(int64_t labels) {
+  constexpr int64_t kQuantum = kLabelQuantumBytes / static_cast<int64_t>(sizeof(Number));
+  return (labels + kQuantum - 1) / kQuantum * kQuantum;
+}
+
+// out[row, label] += scale * sum over k < depth of a[row, k] * b[k, label], for `labels` labels.
+template <typename Number>
+struct BlockProduct {
+  const Number* a;  // element (row, k) lies at row * a_row_stride + k * a_depth_stride; one of the two is 1
+  int64_t a_row_stride, a_depth_stride;
+  const Number* b;  // rows of `labels` numbers, `stride` apart
+  Number* out;      // the same
+  int64_t stride;
+  int64_t rows, depth, labels;  // labels is a multiple of the quantum
+  Number scale;
+  // Where not null, as many bytes of as many rows are fetched into the cache meanwhile: what comes next.
+  const char* next;
+  int64_t next_row_stride, next_row_bytes;
+};
+
+// The same with `a` in bfloat16, multiplied by the processor's own instruction, two products to a lane.
+struct Bf16Product {
+  const uint16_t* a;  // rows a_row_stride apart
+  int64_t a_row_stride;
+  const uint32_t* b;  // b[k/2, label] holds b[k, label] in its low half and b[k + 1, label] in its high half
+  float* out;
+  int64_t stride;               // of b and out
+  int64_t rows, depth, labels;  // depth is even, labels a multiple of 8
+  float scale;
+  // Where not null, the same part of so many rows is fetched into the cache meanwhile: what comes next.
+  const char* next;
+};
+
+// sum[label] += tokens[token, label] over `count` tokens, one after the other.
+template <typename Number>
+struct TokenSum {
+  const Number* tokens;
+  int64_t stride, count;
+  Number* sum;
+};
+
+// One grid row y of the window product of one image, or some tokens of it.
+template <typename Number>
+struct WindowRow {
+  const Number* values = nullptr;  // (width, window_height*window_width): the window weights of this row's tokens
+  const Number* p;                 // (height*width, stride): P of the whole image, rows padded with zeros to `stride`
+  Number* out;                     // (width, stride): `scale` times this row's result is added to it, padding included
+  Number scale;
+  int64_t stride;
+  int64_t y, height, width;
+  int64_t x_begin = 0, x_end = 0;  // the tokens to compute
+  int64_t window_height, window_width;
+};
+
+// The gradient of a row's product for its window values: gradient[x, o] = left[y, x] . p[(y, x) + o].
+template <typename Number>
+struct WindowGradientRow {
+  const Number* left;  // (width, stride): the gradient that came to this row's result
+  const Number* p;     // (height*width, stride), as above
+  Number* gradient;    // (width, window_height*window_width); what lies outside the grid is not written
+  int64_t stride;
+  int64_t y, height, width;
+  int64_t window_height, window_width;
+};
+
+// ---- the table ----------------------------------------------------------------------------------------------------
+
+// The kernels for one number type.
+template <typename Number>
+struct KernelsOf {
+  TileSizes tile;
+  int64_t lanes;  // numbers per vector: what a WindowTask's widths are padded to
+  void (*entropy)(const EntropyTask<Number>&);
+  void (*add_probabilities)(const ProbabilityTask<Number>&);
+  void (*add_window)(const WindowTask<Number>&);
+  // -sum of a * log(a) over one row of a map; 0 * log 0 is 0
+  Number (*map_row_entropy)(const Number* row, int64_t keys);
+  void (*block_product)(const BlockProduct<Number>&);
+  void (*sum_tokens)(const TokenSum<Number>&);
+  void (*window_product)(const WindowRow<Number>&);
+  void (*window_gradient)(const WindowGradientRow<Number>&);
+};
+
+// The kernels for one instruction set.
+struct Kernels {
+  KernelsOf<float> float32;
+  KernelsOf<double> float64;
+  void (*bf16_product)(const Bf16Product&) = nullptr;  // where the processor has such an instruction
+};
+
+// Those of the best instruction set that this processor has, chosen once. Like torch's own kernels the choice obeys
+// ATEN_CPU_CAPABILITY ("default", "avx2", "avx512"), which can only lower it.
+const Kernels& best_kernels();
+
+template <typename Number>
+const KernelsOf<Number>& best_kernels_of() {
+  if constexpr (sizeof(Number) == sizeof(float))
+    return best_kernels().float32;
+  else
+    return best_kernels().float64;
+}
+
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+void bf16_product(const Bf16Product& product);  // needs AVX512_BF16 besides
+}
+#endif
+
+}  // namespace nerve_kernels::cpu
