@@ -17,10 +17,12 @@
 //   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
 //                                   SymInt[] grid, SymInt[] window, SymInt[] cells, float beta, float alpha,
 //                                   SymInt steps, bool normalize) -> Tensor
+//   nerve_kernels::_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention/attention.h"
+#include "cpu/pixels/best_labels.h"
 #include "cpu/walk/random_walk.h"
 #include "cpu/walk/window_product.h"
 
@@ -35,4 +37,5 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
+  m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));
 }

@@ -3,6 +3,6 @@
 Importing this package defines ``torch.ops.nerve_kernels.*``; no compiled file is needed for an operator to exist.
 """
 
-from . import attention, walk
+from . import attention, pixels, walk
 
-__all__ = ["attention", "walk"]
+__all__ = ["attention", "pixels", "walk"]
