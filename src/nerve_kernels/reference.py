@@ -25,6 +25,7 @@ __all__ = [
     "attention_entropy",
     "attention_map_entropy",
     "attention_marginal",
+    "best_labels",
     "cell_average",
     "fuse_attention",
     "fuse_attention_maps",
@@ -240,3 +241,11 @@ def random_walk_limit(seeds: Tensor, affinity: Tensor, *, alpha: float) -> Tenso
     seeds, affinity = seeds.double(), affinity.double()
     identity = torch.eye(affinity.shape[-1], dtype=torch.float64, device=affinity.device)
     return torch.linalg.solve(identity - alpha * affinity, (1 - alpha) * seeds)
+
+
+def best_labels(planes: Tensor, *, size: tuple[int, int], threshold: float, fallback: int) -> Tensor:
+    """argmax_c of planes (B, C, h, w) brought to (H, W) bilinearly, (B, H, W); fallback where the best < threshold."""
+    resampling = query_resampling((planes.shape[2], planes.shape[3]), size).to(planes.device)
+    values = planes.double().flatten(2) @ resampling.transpose(0, 1)
+    best, label = values.max(1)
+    return torch.where(best < threshold, fallback, label).unflatten(1, size)

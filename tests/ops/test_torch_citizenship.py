@@ -38,6 +38,7 @@ def samples(dtype: torch.dtype, *, requires_grad: bool) -> dict[str, tuple[Any, 
         "global_affinity": (q, k, w, lse, (3, 4), (2, 2), 0.5),
         "window_product": (problem.local.values, problem.seeds, (3, 4), (3, 3)),
         "random_walk": (problem.seeds, *walk, 0.8, 3, True),
+        "best_labels": (maps.detach(), 7, 9, 0.1, -1),
         "random_walk_limit": (problem.seeds, *walk, 0.8, 1e-9 if dtype == torch.float64 else 1e-5),
     }
 

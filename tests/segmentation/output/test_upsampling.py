@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from nerve_kernels.segmentation.output import upsampling
 from nerve_kernels.segmentation.output.upsampling import best_labels, upsample
 
 
@@ -14,11 +13,13 @@ def test_probabilities_stay_probabilities():
     torch.testing.assert_close(up.sum(0), torch.ones(33, 29))
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * 33 * 29 * 3, 2**30])
-def test_best_label_some_labels_at_a_time(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(upsampling, "CHUNK_BYTES", chunk_bytes)
-    wanted = upsample(planes(), (33, 29)).argmax(0)
-    assert torch.equal(best_labels(planes(), (33, 29)), wanted)
+@pytest.mark.parametrize("size", [(33, 29), (140, 150), (3, 2)])
+@pytest.mark.parametrize("labels_side_by_side", [False, True])
+def test_labels_are_the_best_of_the_upsampled_planes(size, labels_side_by_side):
+    given = planes()
+    if labels_side_by_side:  # as the walk leaves them
+        given = given.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(best_labels(given, size), upsample(given, size).argmax(0))
 
 
 def test_improbable_pixels_become_background_or_unlabelled():
