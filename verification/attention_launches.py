@@ -18,6 +18,7 @@ from nerve_kernels._triton.attention import (
     local_affinity,
 )
 from nerve_kernels._triton.launch import Launch
+from nerve_kernels._triton.pixels import best_labels
 
 HEADS, GRID, WINDOW, CELLS = 8, (64, 64), (7, 7), (16, 16)
 UNEVEN_GRID, WIDE_WINDOW = (37, 37), (15, 15)
@@ -93,11 +94,14 @@ def on_grid(
 
 
 def map_launches(dtype: torch.dtype) -> dict[str, list[Launch]]:
-    """Launches of the operations on explicit maps."""
+    """Launches of the operations on explicit maps, and on probabilities of tokens."""
     tokens = GRID[0] * GRID[1]
     maps = _empty(1, HEADS, tokens, tokens, dtype=dtype)
     fused, entropy = _empty(1, tokens, tokens, dtype=dtype), _empty(1, HEADS, tokens)
+    # as the walk leaves them: labels side by side
+    planes, labels = _empty(1, *GRID, 21, dtype=dtype).movedim(-1, 1), _empty(1, 512, 512, dtype=torch.int64)
     return {
         "attention_map_entropy": [attention_map_entropy.plan(maps, entropy)],
         "fuse_attention_maps": [fuse_attention_maps.plan(maps, _empty(1, HEADS), fused)],
+        "best_labels": [best_labels.plan(planes, labels, 0.5, -1)],
     }

@@ -28,7 +28,7 @@ TARGETS = {
 # What one program may use: 99 KiB on sm_86, sm_89 and sm_120, which is the least of the NVIDIA targets, 64 KiB on AMD.
 SHARED_MEMORY_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPE_NAMES = {torch.float32: "fp32", torch.int64: "i64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)

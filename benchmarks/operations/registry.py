@@ -36,6 +36,7 @@ class Size:
     window: int = 7
     cells: int = 16
     steps: int = 20
+    pixels: tuple[int, int] = (512, 512)
 
     @property
     def tokens(self) -> int:

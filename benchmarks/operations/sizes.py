@@ -48,6 +48,10 @@ WALK_SWEEPS = {
 }
 LAYER_SWEEPS = {"N": tuple(layer("sweep", side, 8, 40) for side in (16, 24, 32, 48, 64, 80, 96))}
 
+# tokens as they leave the walk, and the image's pixels
+ORDINARY_IMAGE = Size("64² tokens, 512² pixels, C = 21", (64, 64), pixels=(512, 512))
+LARGE_IMAGE = Size("64 × 96 tokens, 4000 × 6000 pixels, C = 200", (64, 96), labels=200, pixels=(4000, 6000))
+
 # What the tests run: every code path, in milliseconds. Sides differ, so that a swapped axis shows.
-SMALL = Size("small", (8, 12), batch=2, heads=3, head_size=10, labels=3, window=3, cells=4, steps=4)
+SMALL = Size("small", (8, 12), batch=2, heads=3, head_size=10, labels=3, window=3, cells=4, steps=4, pixels=(60, 90))
 SMALL_IMAGE = replace(SMALL, name="small, B = 1", batch=1)

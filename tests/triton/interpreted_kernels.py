@@ -17,6 +17,7 @@ import nerve_kernels as nk
 from nerve_kernels import reference
 from nerve_kernels._operators import dispatch
 from nerve_kernels._triton.launch import Launch
+from nerve_kernels._triton.pixels import best_labels
 
 ON_HEADS = ["attention_entropy", "attention_marginal", "fuse_attention", "local_affinity", "global_affinity"]
 DTYPES = [torch.float32, torch.float16]
@@ -37,6 +38,17 @@ def test_head_sizes(operation, head_size, dtype):
 @pytest.mark.parametrize("operation", ["attention_map_entropy", "fuse_attention_maps"])
 def test_explicit_maps(operation, dtype):
     PROBLEMS[operation](run_of(operation), 0, dtype)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "size"),
+    [((5, 4), (7, 600)), ((1, 1), (3, 40)), ((1, 6), (4, 33)), ((12, 9), (5, 7)), ((9, 9), (9, 9))],
+    ids=str,
+)
+def test_labels_of_pixels(tokens, size, dtype):
+    """Enlarged, single tokens, shrunk, as they are."""
+    PROBLEMS["best_labels"](best_labels.run, 0, dtype, tokens=tokens, size=size)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 70), (65, 1), (3, 128)])

@@ -63,6 +63,15 @@ MUTANTS = {
     "fused maps: weights are left out": (
         "fuse_attention_maps", "fuse_attention_maps", "total += weight * tl", "total += tl", {},
     ),
+    "labels: the last of the best": ("best_labels", "best_labels", "value > best", "value >= best", {}),
+    "labels: the last is forgotten": ("best_labels", "best_labels", "range(count)", "range(count - 1)", {}),
+    "labels: pixels have no centres": ("best_labels", "best_labels", "+ 0.5) - 0.5", ") * 1.0", {}),
+    "labels: rows below are forgotten": ("best_labels", "best_labels", "+ below * bottom_weight", "", {}),
+    "labels: right tokens are forgotten": (
+        "best_labels", "best_labels", "above += tl.load", "above += 0 * tl.load", {},
+    ),
+    "labels: nothing is below the threshold": ("best_labels", "best_labels", "best < threshold", "best < -1", {}),
+    "labels: all images are the first": ("best_labels", "best_labels", "batch * planes_batch", "0 * planes_batch", {}),
 }  # fmt: skip
 
 

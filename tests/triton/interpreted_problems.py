@@ -116,6 +116,26 @@ def fuse_attention_maps(
     assert relative_error(fused, reference.fuse_attention_maps(maps, w)) < OUTPUT_TOLERANCE[dtype]
 
 
+def best_labels(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    tokens: tuple[int, int] = (5, 4),
+    size: tuple[int, int] = (7, 600),
+    count: int = 6,
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    planes = torch.rand(2, count, *tokens, generator=generator)
+    planes[:, count // 2] = planes[:, 0]  # never the first of the best
+    planes[1, 1] = float("nan")  # never the best
+    planes = planes.to(dtype)
+    labels = run(planes, *size, 0.7, -3)
+    expected = reference.best_labels(planes.nan_to_num(-1), size=size, threshold=0.7, fallback=-3)
+    # where two labels are equally good, rounding decides
+    assert (labels != expected).double().mean() < 1e-3
+    assert ((labels >= 0) | (labels == -3)).all()
+
+
 PROBLEMS = {
     problem.__name__: problem
     for problem in (
@@ -126,5 +146,6 @@ PROBLEMS = {
         global_affinity,
         attention_map_entropy,
         fuse_attention_maps,
+        best_labels,
     )
 }

@@ -18,6 +18,8 @@ from verification import static_grid
 from verification.attention_launches import on_grid
 from verification.inspection import TARGETS, Compiled, compile_for
 
+from nerve_kernels._triton.pixels import best_labels
+
 CASES = [
     ("fp16", 40, "sm_90"),
     ("bf16", 80, "sm_80"),
@@ -41,7 +43,8 @@ def test_kernels_compile_without_faults(precision, head_size, target):
         result = compile_for(launch, target)
         assert static_grid.faults(launch, precision, target, result) == [], operation
         compiled += 1
-    without_a_head = {"fp32": 6, "tf32": 4}.get(precision, 5)  # two of maps, the walk's step, last step and adjoint
+    # two of maps, labels of pixels, the walk's step, last step and adjoint
+    without_a_head = {"fp32": 7, "tf32": 4}.get(precision, 6)
     assert compiled == (5 if head_size else without_a_head)
 
 
@@ -69,6 +72,8 @@ def test_a_grid_of_one_row_compiles():
     for operation in ("local_affinity", "global_affinity"):
         for launch in launches[operation]:
             assert compile_for(launch, "sm_90").spills == 0
+    planes, labels = (torch.empty(1, 1, 1, 1, dtype=dtype, device="meta") for dtype in (torch.float16, torch.int64))
+    assert compile_for(best_labels.plan(planes, labels[0], 0.5, -1), "sm_90").spills == 0
 
 
 def test_faults_are_found():
