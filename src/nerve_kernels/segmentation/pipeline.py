@@ -209,6 +209,7 @@ class NervePipeline:
                 (image.height, image.width),
                 threshold=config.probability_threshold,
                 background=label_set.background,
+                backend=config.backend,
             )
         return Segmentation(
             image=image,

@@ -237,6 +237,7 @@ class OpenedImage:
                 (self.image.height, self.image.width),
                 threshold=config.probability_threshold,
                 background=before.background,
+                backend=config.backend,
             )
         result = Segmentation(self.image, before.labels, label_map.cpu(), planes.cpu(), before.background)
         with self._timed(DRAWING):
