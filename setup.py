@@ -32,9 +32,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-OLDEST_PYTHON_TAG = "cp311"
+MIN_PYTHON_TAG = "cp311"
 STABLE_PYTHON_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")  # free-threaded Pythons have none yet
-OLDEST_TORCH = (2, 10)
+MIN_TORCH = (2, 10)
 STABLE_ABI_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 FAILURE_NOTE = "_build_failure.txt"  # read by nerve_kernels._native
@@ -54,7 +54,7 @@ def import_torch() -> Any:
     except Exception as error:  # a torch that is there but broken must not break the install either
         raise CannotBuildError(f"torch cannot be imported in the build environment ({error})") from error
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < OLDEST_TORCH:
+    if version < MIN_TORCH:
         raise CannotBuildError(f"torch {torch.__version__} is older than 2.10, the first with the ABI used here")
     return torch
 
@@ -230,5 +230,5 @@ def cuda_extensions() -> list[Extension]:
 setup(
     ext_modules=[cpu_extension(), *cuda_extensions()],
     cmdclass={"build_ext": BuildNativeOps, "bdist_wheel": WheelOfWhatWasBuilt},
-    options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON_TAG}} if STABLE_PYTHON_ABI else {},
+    options={"bdist_wheel": {"py_limited_api": MIN_PYTHON_TAG}} if STABLE_PYTHON_ABI else {},
 )

@@ -16,36 +16,36 @@ struct Tile {
 
   const Walk& walk;
   const SharedLayout layout;
-  float *const tile, *const restart, *const values, *const u, *const exchange;
+  float *const tile, *const restart, *const values, *const u, *const scratch;
   Cell* const cells;
   Piece* const pieces;
   const int thread, warp, lane;
   int part, image, first_label;            // of this block
   int top, left;                           // of its tile on the grid
   int first_cell_row, first_cell_column;   // of the cells that its tile touches
-  int num_pieces, pieces_wide;
+  int num_pieces, piece_columns;
 
   __device__ Tile(const Walk& walk, float* memory)
       : walk(walk), layout(walk, kLabelsPerLane), tile(memory + layout.tile), restart(memory + layout.restart),
-        values(memory + layout.values), u(memory + layout.u), exchange(memory + layout.exchange),
+        values(memory + layout.values), u(memory + layout.u), scratch(memory + layout.scratch),
         cells(reinterpret_cast<Cell*>(memory + layout.cells)),
         pieces(reinterpret_cast<Piece*>(memory + layout.pieces)), thread(threadIdx.x), warp(thread / 32),
         lane(thread % 32) {
-    const int tiles = walk.tiles_high() * walk.tiles_wide();
+    const int tiles = walk.tile_rows() * walk.tile_columns();
     const int index = blockIdx.x % tiles;
     part = blockIdx.x / tiles;
     image = part / walk.label_parts;
     first_label = part % walk.label_parts * kLabels;
-    top = index / walk.tiles_wide() << walk.tile_height_bits;
-    left = index % walk.tiles_wide() << walk.tile_width_bits;
+    top = index / walk.tile_columns() << walk.tile_height_bits;
+    left = index % walk.tile_columns() << walk.tile_width_bits;
     num_pieces = 0;
     if (walk.num_cells() > 0) {
       const int bottom = min(top + walk.tile_height(), walk.height);
       const int right = min(left + walk.tile_width(), walk.width);
-      first_cell_row = cell_of(top, walk.height, walk.cells_high);
-      first_cell_column = cell_of(left, walk.width, walk.cells_wide);
-      pieces_wide = cell_of(right - 1, walk.width, walk.cells_wide) - first_cell_column + 1;
-      num_pieces = (cell_of(bottom - 1, walk.height, walk.cells_high) - first_cell_row + 1) * pieces_wide;
+      first_cell_row = cell_of(top, walk.height, walk.cell_rows);
+      first_cell_column = cell_of(left, walk.width, walk.cell_columns);
+      piece_columns = cell_of(right - 1, walk.width, walk.cell_columns) - first_cell_column + 1;
+      num_pieces = (cell_of(bottom - 1, walk.height, walk.cell_rows) - first_cell_row + 1) * piece_columns;
     }
   }
 
@@ -64,9 +64,9 @@ struct Tile {
   __device__ float* published_pieces(int64_t step) const {
     return walk.pieces + ((step & 1) * walk.num_parts() + part) * walk.num_slots() * kLabels;
   }
-  __device__ int quads_wide_bits() const { return walk.tile_width_bits - 2; }
-  __device__ int quad_row(int quad) const { return quad >> quads_wide_bits(); }
-  __device__ int quad_column(int quad) const { return (quad & ((1 << quads_wide_bits()) - 1)) * kTokensPerLane; }
+  __device__ int quad_columns_bits() const { return walk.tile_width_bits - 2; }
+  __device__ int quad_row(int quad) const { return quad >> quad_columns_bits(); }
+  __device__ int quad_column(int quad) const { return (quad & ((1 << quad_columns_bits()) - 1)) * kTokensPerLane; }
 
   // Pair i of the tile's labels: pairs are numbered as lanes hold them, pair by pair and lane by lane.
   __device__ float* tile_pair(int i) const {
@@ -105,7 +105,7 @@ struct Tile {
   template <typename Counts>
   __device__ void load_transposed(Number number, const void* matrix, int64_t first_token, int row_length, float share,
                                   int first, int count, float* to, Counts&& counts) const {
-    const int quads_bits = walk.tile_height_bits + quads_wide_bits();
+    const int quads_bits = walk.tile_height_bits + quad_columns_bits();
     with_number(number, [&](auto stored) {
       const auto* from = static_cast<const decltype(stored)*>(matrix);
       for (int item = warp; item < (count + 31) / 32 << quads_bits; item += kWarps) {
@@ -140,25 +140,26 @@ struct Tile {
 
   __device__ void list_cells() const {
     for (int i = thread; i < walk.num_cells(); i += kThreads) {
-      const int a = i / walk.cells_wide, b = i % walk.cells_wide;
-      const int tile_row = cell_begin(a, walk.height, walk.cells_high) >> walk.tile_height_bits;
-      const int tile_column = cell_begin(b, walk.width, walk.cells_wide) >> walk.tile_width_bits;
-      const int last_row = (cell_begin(a + 1, walk.height, walk.cells_high) - 1) >> walk.tile_height_bits;
-      const int last_column = (cell_begin(b + 1, walk.width, walk.cells_wide) - 1) >> walk.tile_width_bits;
-      cells[i].slot = (tile_row + a) * walk.slots_wide() + tile_column + b;
+      const int a = i / walk.cell_columns, b = i % walk.cell_columns;
+      const int tile_row = cell_begin(a, walk.height, walk.cell_rows) >> walk.tile_height_bits;
+      const int tile_column = cell_begin(b, walk.width, walk.cell_columns) >> walk.tile_width_bits;
+      const int last_row = (cell_begin(a + 1, walk.height, walk.cell_rows) - 1) >> walk.tile_height_bits;
+      const int last_column = (cell_begin(b + 1, walk.width, walk.cell_columns) - 1) >> walk.tile_width_bits;
+      cells[i].slot = (tile_row + a) * walk.slot_columns() + tile_column + b;
       cells[i].rows = static_cast<int16_t>(last_row - tile_row + 1);
       cells[i].columns = static_cast<int16_t>(last_column - tile_column + 1);
     }
     for (int i = thread; i < num_pieces; i += kThreads) {
-      const int a = first_cell_row + i / pieces_wide, b = first_cell_column + i % pieces_wide;
-      const int y0 = cell_begin(a, walk.height, walk.cells_high), y1 = cell_begin(a + 1, walk.height, walk.cells_high);
-      const int x0 = cell_begin(b, walk.width, walk.cells_wide), x1 = cell_begin(b + 1, walk.width, walk.cells_wide);
+      const int a = first_cell_row + i / piece_columns, b = first_cell_column + i % piece_columns;
+      const int y0 = cell_begin(a, walk.height, walk.cell_rows), y1 = cell_begin(a + 1, walk.height, walk.cell_rows);
+      const int x0 = cell_begin(b, walk.width, walk.cell_columns);
+      const int x1 = cell_begin(b + 1, walk.width, walk.cell_columns);
       Piece& piece = pieces[i];
       piece.top = static_cast<int16_t>(max(y0 - top, 0));
       piece.bottom = static_cast<int16_t>(min(y1 - top, walk.tile_height()));
       piece.left = static_cast<int16_t>(max(x0 - left, 0));
       piece.right = static_cast<int16_t>(min(x1 - left, walk.tile_width()));
-      piece.slot = ((top >> walk.tile_height_bits) + a) * walk.slots_wide() + (left >> walk.tile_width_bits) + b;
+      piece.slot = ((top >> walk.tile_height_bits) + a) * walk.slot_columns() + (left >> walk.tile_width_bits) + b;
       piece.share = 1.0f / static_cast<float>((y1 - y0) * (x1 - x0));
     }
   }
@@ -210,16 +211,16 @@ struct Tile {
     }
   }
 
-  // T of cells `first` ... `first + count - 1`: exchange[cell][label].
-  __device__ void fetch_averages(int64_t step, int first, int count) const {
+  // T of cells `first` ... `first + count - 1`: scratch[cell][label].
+  __device__ void fetch_pooled(int64_t step, int first, int count) const {
     const float4* from = reinterpret_cast<const float4*>(published_pieces(step));
-    float4* to = reinterpret_cast<float4*>(exchange);
+    float4* to = reinterpret_cast<float4*>(scratch);
     for (int begin = thread; begin < count * kVectors; begin += kLoads * kThreads) {
-      float4 average[kLoads] = {};
+      float4 pooled[kLoads] = {};
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
         const int i = begin + j * kThreads;
-        if (i < count * kVectors) average[j] = __ldcg(from + cells[first + i / kVectors].slot * kVectors + i % kVectors);
+        if (i < count * kVectors) pooled[j] = __ldcg(from + cells[first + i / kVectors].slot * kVectors + i % kVectors);
       }
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
@@ -227,11 +228,11 @@ struct Tile {
         if (i >= count * kVectors) break;
         const Cell cell = cells[first + i / kVectors];
         for (int piece = 1; piece < cell.rows * cell.columns; ++piece) {
-          const int slot = cell.slot + piece / cell.columns * walk.slots_wide() + piece % cell.columns;
+          const int slot = cell.slot + piece / cell.columns * walk.slot_columns() + piece % cell.columns;
           const float4 more = __ldcg(from + slot * kVectors + i % kVectors);
-          average[j].x += more.x, average[j].y += more.y, average[j].z += more.z, average[j].w += more.w;
+          pooled[j].x += more.x, pooled[j].y += more.y, pooled[j].z += more.z, pooled[j].w += more.w;
         }
-        to[i] = average[j];
+        to[i] = pooled[j];
       }
     }
   }

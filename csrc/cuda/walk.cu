@@ -106,7 +106,7 @@ Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Ten
     walk.local_share = static_cast<float>(u ? alpha * (1 - beta) : alpha);
   }
   if (u) {
-    walk.cells_high = static_cast<int>(cells[0]), walk.cells_wide = static_cast<int>(cells[1]);
+    walk.cell_rows = static_cast<int>(cells[0]), walk.cell_columns = static_cast<int>(cells[1]);
     walk.u = matrix_of(*u, "u", walk, walk.num_cells());
     walk.u_number = number_of(*u, "u"), walk.u_shared = u->size(0) == 1;
     walk.global_share = static_cast<float>(values ? alpha * beta : alpha);

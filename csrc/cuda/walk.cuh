@@ -21,10 +21,10 @@ struct TileWalk : Tile<kLabelsPerLane> {
   using Base = Tile<kLabelsPerLane>;
   using Sums = float[kTokensPerLane][kLabelsPerLane];
   using Base::Base, Base::kLabels, Base::kPairs;
-  using Base::walk, Base::layout, Base::restart, Base::values, Base::u, Base::exchange;
+  using Base::walk, Base::layout, Base::restart, Base::values, Base::u, Base::scratch;
   using Base::thread, Base::warp, Base::lane, Base::part, Base::image, Base::first_label, Base::top, Base::left;
   using Base::in_tile, Base::tile_pair, Base::quad_row, Base::quad_column, Base::on_grid, Base::token_at;
-  using Base::fetch_halo, Base::fetch_averages, Base::load_u;
+  using Base::fetch_halo, Base::fetch_pooled, Base::load_u;
 
   // The warps that share 32 tokens are neighbours; a power of two.
   __device__ int warps_per_tokens() const { return kThreads >> (walk.tile_height_bits + walk.tile_width_bits); }
@@ -66,22 +66,21 @@ struct TileWalk : Tile<kLabelsPerLane> {
     }
   }
 
-  // This warp's share of `count` cells, U from row `first` of u and T from the exchange.
+  // This warp's share of `count` cells, U from row `first` of u and T from scratch memory.
   __device__ void add_cells(int first, int count, Sums& sums) const {
     const float* weights = u + first * layout.token_stride + lane_quad() * kTokensPerLane;
-    const float* averages = exchange + lane_label();
+    const float* pooled = scratch + lane_label();
 #pragma unroll 4
     for (int cell = warp_in_group(); cell < count; cell += warps_per_tokens()) {
-      float average[kLabelsPerLane];
-      load_labels(averages + cell * kLabels, average);
-      multiply_add(*reinterpret_cast<const float4*>(weights + cell * layout.token_stride), average, average, average,
-                   average, sums);
+      float row[kLabelsPerLane];
+      load_labels(pooled + cell * kLabels, row);
+      multiply_add(*reinterpret_cast<const float4*>(weights + cell * layout.token_stride), row, row, row, row, sums);
     }
   }
 
-  // P = restart + the sums of all warps; the exchange is free again, and nobody reads the tile any more.
+  // P = restart + the sums of all warps; scratch memory holds T no longer, and no warp reads the tile any more.
   __device__ void combine(const Sums& sums) const {
-    float2* all = reinterpret_cast<float2*>(exchange);
+    float2* all = reinterpret_cast<float2*>(scratch);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       const int token = pair / (kLabelsPerLane / 2), label = pair % (kLabelsPerLane / 2) * 2;
@@ -104,7 +103,7 @@ struct TileWalk : Tile<kLabelsPerLane> {
     Sums sums = {};
     const int num_cells = walk.num_cells(), chunk = walk.cells_per_chunk;
     fetch_halo(index);
-    fetch_averages(index, 0, min(chunk, num_cells));
+    fetch_pooled(index, 0, min(chunk, num_cells));
     if (!walk.u_resident) load_u(0, min(chunk, num_cells));
     __syncthreads();
     add_window(sums);
@@ -112,7 +111,7 @@ struct TileWalk : Tile<kLabelsPerLane> {
       const int count = min(chunk, num_cells - first);
       if (first > 0) {
         __syncthreads();
-        fetch_averages(index, first, count);
+        fetch_pooled(index, first, count);
         if (!walk.u_resident) load_u(first, count);
         __syncthreads();
       }
@@ -125,7 +124,7 @@ struct TileWalk : Tile<kLabelsPerLane> {
 
   // Rows divided by their sums, where asked for, and written in the numbers of the seeds.
   __device__ void finish() const {
-    float* totals = exchange;
+    float* totals = scratch;
     if (walk.normalize && thread < walk.tile_tokens()) {
       const float* labels = in_tile(thread >> walk.tile_width_bits, thread & (walk.tile_width() - 1));
       float total = 0;

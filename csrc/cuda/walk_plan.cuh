@@ -8,9 +8,9 @@
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#endif
+#if !defined(DYNAMIC_SHARED_MEMORY)
 #define DYNAMIC_SHARED_MEMORY(name) extern __shared__ float4 name[]
-#else
-#include "cuda_on_cpu.h"  // verification/emulation: the same names for a C++ compiler
 #endif
 
 namespace nerve_kernels::cuda {
@@ -51,7 +51,7 @@ struct Walk {
 
   int batch, labels, height, width;
   int window_height, window_width;  // 0 without a local part
-  int cells_high, cells_wide;       // 0 without a global part
+  int cell_rows, cell_columns;       // 0 without a global part
   float restart_share, local_share, global_share;  // 1-α, α(1-β), αβ
   int64_t steps;
   bool normalize;
@@ -65,28 +65,29 @@ struct Walk {
   __host__ __device__ int tile_height() const { return 1 << tile_height_bits; }
   __host__ __device__ int tile_width() const { return 1 << tile_width_bits; }
   __host__ __device__ int tile_tokens() const { return 1 << (tile_height_bits + tile_width_bits); }
-  __host__ __device__ int tiles_high() const { return (height + tile_height() - 1) >> tile_height_bits; }
-  __host__ __device__ int tiles_wide() const { return (width + tile_width() - 1) >> tile_width_bits; }
+  __host__ __device__ int tile_rows() const { return (height + tile_height() - 1) >> tile_height_bits; }
+  __host__ __device__ int tile_columns() const { return (width + tile_width() - 1) >> tile_width_bits; }
   __host__ __device__ int num_parts() const { return batch * label_parts; }
-  __host__ __device__ int num_blocks() const { return num_parts() * tiles_high() * tiles_wide(); }
+  __host__ __device__ int num_blocks() const { return num_parts() * tile_rows() * tile_columns(); }
   __host__ __device__ int64_t num_tokens() const { return int64_t{height} * width; }
   __host__ __device__ int window_size() const { return window_height * window_width; }
-  __host__ __device__ int num_cells() const { return cells_high * cells_wide; }
+  __host__ __device__ int num_cells() const { return cell_rows * cell_columns; }
   __host__ __device__ int radius_y() const { return window_height / 2; }
   __host__ __device__ int radius_x() const { return window_width / 2; }
 
   // A cell cut by the edges of tiles is published in pieces. Down the grid, piece after piece, tile index + cell index
   // grows by at least one each time, so this sum numbers the pieces without a table; across likewise.
-  __host__ __device__ int slots_high() const { return tiles_high() + cells_high; }
-  __host__ __device__ int slots_wide() const { return tiles_wide() + cells_wide; }
-  __host__ __device__ int64_t num_slots() const { return int64_t{slots_high()} * slots_wide(); }
+  __host__ __device__ int slot_rows() const { return tile_rows() + cell_rows; }
+  __host__ __device__ int slot_columns() const { return tile_columns() + cell_columns; }
+  __host__ __device__ int64_t num_slots() const { return int64_t{slot_rows()} * slot_columns(); }
 };
 
 // Offsets in floats; every part starts on 16 bytes.
 struct SharedLayout {
   int row_stride;    // of the tile with its halo
   int token_stride;  // of transposed values and u
-  int tile, restart, values, u, cells, pieces, exchange, total;
+  int tile, restart, values, u, cells, pieces, total;
+  int scratch;  // T, then the sums of all warps, then the sums of rows
 
   __host__ __device__ SharedLayout(const Walk& walk, int labels_per_lane) {
     const int labels = kLabelLanes * labels_per_lane;
@@ -97,15 +98,15 @@ struct SharedLayout {
     row_stride = row + (apart - row % 32 + 32) % 32;
     token_stride = tokens + kPad;
     const int sums = kWarps * kTokensPerWarp * labels;
-    const int averages = walk.cells_per_chunk * labels;
+    const int pooled = walk.cells_per_chunk * labels;
     tile = 0;
     restart = tile + (walk.tile_height() + 2 * walk.radius_y()) * row_stride;
     values = restart + tokens * labels;
     u = values + walk.window_size() * token_stride;
     cells = u + (walk.u_resident ? walk.num_cells() : walk.cells_per_chunk) * token_stride;
     pieces = cells + (walk.num_cells() + 1) / 2 * 4;
-    exchange = pieces + (walk.num_cells() > 0 ? tokens * 4 : 0);
-    total = exchange + (sums > averages ? sums : averages);
+    scratch = pieces + (walk.num_cells() > 0 ? tokens * 4 : 0);
+    total = scratch + (sums > pooled ? sums : pooled);
   }
 };
 

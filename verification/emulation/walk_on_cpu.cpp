@@ -8,6 +8,8 @@
 #include <iostream>
 #include <string>
 
+#include "cuda_on_cpu.h"  // in place of CUDA's headers, so before the kernel
+
 #include "walk.cuh"
 
 namespace {
@@ -53,7 +55,7 @@ int main(int count, char** arguments) {
   const auto next = [&] { return static_cast<int>(read<int64_t>(problem)); };
   Walk walk = {};
   walk.batch = next(), walk.labels = next(), walk.height = next(), walk.width = next();
-  walk.window_height = next(), walk.window_width = next(), walk.cells_high = next(), walk.cells_wide = next();
+  walk.window_height = next(), walk.window_width = next(), walk.cell_rows = next(), walk.cell_columns = next();
   walk.steps = next(), walk.normalize = next() != 0;
   walk.seeds_number = Number(next()), walk.values_number = Number(next()), walk.u_number = Number(next());
   walk.values_shared = next() != 0, walk.u_shared = next() != 0;
