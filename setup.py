@@ -69,11 +69,16 @@ def find_nvcc() -> Path | None:
     return Path(found) if found else None
 
 
+def cuda_forced() -> bool:
+    """Whether the CUDA ops were asked for: then a build without them is a failure."""
+    return os.environ.get("FORCE_CUDA") == "1"
+
+
 def cuda_wanted(torch: Any) -> bool:
     """Whether to compile csrc/cuda/: there is something to compile, and a CUDA torch with nvcc, or a request."""
     if not any(ROOT.glob("csrc/cuda/*.cu")):
         return False
-    if os.environ.get("FORCE_CUDA") == "1":
+    if cuda_forced():
         return True
     return torch.version.cuda is not None and find_nvcc() is not None
 
@@ -114,9 +119,12 @@ class BuildNativeOps(build_ext):
             self._configure(import_torch())
             super().run()
         except Exception as error:
-            # Any failure at all (no compiler, a broken one, no torch, a full disk) must leave an install that works.
+            # Any failure at all (no compiler, a broken one, no torch, a full disk) must leave an install that works,
+            # unless the native ops were asked for.
             reason = explain(error)
             self._remove_leftovers()
+            if cuda_forced():
+                sys.exit(f"error: FORCE_CUDA=1, but the native ops cannot be built: {reason}")
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(reason + "\n", encoding="utf-8")
             print(
@@ -152,7 +160,7 @@ class BuildNativeOps(build_ext):
         """One nvcc command: compile every .cu for every architecture and link them."""
         nvcc = find_nvcc()
         if nvcc is None:
-            raise CannotBuildError("FORCE_CUDA=1 but there is no nvcc in CUDA_HOME/bin or on the PATH")
+            raise CannotBuildError("there is no nvcc in CUDA_HOME/bin or on the PATH")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [str(nvcc), "-shared", *architecture_flags(), *ext.extra_compile_args, *ext.sources]
@@ -221,7 +229,7 @@ def cuda_extensions() -> list[Extension]:
             STABLE_ABI_FLAG,
             "-DUSE_CUDA",
         ],
-        optional=os.environ.get("FORCE_CUDA") != "1",  # unless asked for, its failure costs only itself
+        optional=not cuda_forced(),  # unless asked for, its failure costs only itself
         py_limited_api=STABLE_PYTHON_ABI,
     )
     return [extension] if sources else []

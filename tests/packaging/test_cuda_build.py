@@ -36,14 +36,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(project: Path, **changes: str | None) -> tuple[set[str], str]:
+def build(project: Path, *, fails: bool = False, **changes: str | None) -> tuple[set[str], str]:
     """The shared libraries that a build leaves, and all that it printed."""
     finished = subprocess.run(
         [sys.executable, "setup.py", "build", "--build-lib", "built"],
         cwd=project, env=build_environment(**changes), capture_output=True, text=True, check=False,
     )  # fmt: skip
     log = finished.stdout + finished.stderr
-    assert finished.returncode == 0, log
+    assert (finished.returncode != 0) == fails, log
     return {path.name.partition(".")[0] for path in (project / "built").rglob("*.so")}, log
 
 
@@ -66,11 +66,31 @@ def test_left_alone_with_a_cpu_torch(project: Path) -> None:
     assert libraries == {"_C"}, log
 
 
-def test_forced_without_nvcc_is_explained(project: Path) -> None:
-    libraries, log = build(project, FORCE_CUDA="1", CUDA_HOME=str(project / "nowhere"))
+def broken_nvcc(project: Path) -> str:
+    """A CUDA_HOME whose nvcc compiles nothing."""
+    nvcc = project / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\nexit 7\n", encoding="utf-8")
+    nvcc.chmod(0o755)
+    return str(nvcc.parents[1])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("no nvcc", "there is no nvcc in CUDA_HOME/bin or on the PATH"),
+        ("a broken nvcc", "nvcc failed with exit code 7"),
+        ("a broken compiler", "there is no /nowhere"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_built_fails(project: Path, what: str, reason: str) -> None:
+    home = broken_nvcc(project) if what == "a broken nvcc" else str(project / "nowhere")
+    changes = {"CXX": "/nowhere/c++"} if what == "a broken compiler" else {}
+    libraries, log = build(project, fails=True, FORCE_CUDA="1", CUDA_HOME=home, **changes)
     assert libraries == set()
-    assert log.count(WARNING) == 1
-    assert "there is no nvcc in CUDA_HOME/bin or on the PATH" in log
+    assert WARNING not in log
+    assert log.count("error: FORCE_CUDA=1, but the native ops cannot be built") == 1
+    assert reason in log
 
 
 @needs_compilers
