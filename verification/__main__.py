@@ -51,6 +51,17 @@ CHECKS = (
         rung="5",
         needs=(program("nvcc"), path("csrc/cuda/*.cu")),
     ),
+    *(
+        Check(
+            f"csrc/ compiled against the headers of torch {version}",
+            python("-m", "verification.torch_headers", version, "--jobs", JOBS),
+            rung="5",
+            needs=(program("g++"), program("nvcc")),
+            optional=True,  # without network
+        )
+        # the oldest that pyproject.toml promises, that of GPU images, and what a user gets today
+        for version in ("2.10.0", "2.11.0", "newest")
+    ),
     Check(
         "Triton kernels on the semantics of their compiled IR (ttsem)",
         python("-m", "ttsem.sanitize", "verification/ttir.py"),

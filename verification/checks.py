@@ -22,6 +22,8 @@ from typing import IO
 from benchmarks.tables import aligned
 
 ROOT = Path(__file__).parent.parent
+UNAVAILABLE = 77
+"""Exit code of a check that finds out itself that it cannot run here; its last line says why."""
 PASSED, FAILED, MISSING, LATE = "passed", "FAILED", "not run", "TIMED OUT"
 
 
@@ -120,7 +122,8 @@ def run_check(check: Check, log: IO[str] | None = None, limit: float = math.inf)
         return Outcome(check, LATE, time.monotonic() - start, f"after {seconds:.0f} s")
     reader.join(5)
     remark = next((line.strip(" =\n") for line in reversed(kept) if line.strip(" =\n")), "")
-    return Outcome(check, FAILED if code else PASSED, time.monotonic() - start, remark[:100])
+    result = {0: PASSED, UNAVAILABLE: MISSING}.get(code, FAILED)
+    return Outcome(check, result, time.monotonic() - start, remark[:100])
 
 
 def run_all(

@@ -13,17 +13,20 @@ from pathlib import Path
 import torch
 from verification.checks import ROOT
 
+INCLUDE = Path(torch.__file__).parent / "include"
 ARCHITECTURES = ("80", "90", "100", "120")
 FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
 
 
-def compile_file(source: Path, architectures: list[str], target: Path) -> subprocess.CompletedProcess[str]:
+def compile_file(
+    source: Path, architectures: list[str], target: Path, include: Path = INCLUDE
+) -> subprocess.CompletedProcess[str]:
     """One object file for all architectures, the last as PTX too, with ptxas telling registers and spills."""
     codes = [f"arch=compute_{number},code=sm_{number}" for number in architectures]
     codes.append(f"arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     command = [str(shutil.which("nvcc")), "-c", "-Xptxas", "-v", *FLAGS]
     command += [part for code in codes for part in ("-gencode", code)]
-    command += ["-isystem", str(Path(torch.__file__).parent / "include"), str(source), "-o", str(target)]
+    command += ["-isystem", str(include), str(source), "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
