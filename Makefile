@@ -105,12 +105,12 @@ verify: $(VENV)/.stamp-dev ## native and GPU code, all that can be proved withou
 	@JOBS=$(JOBS) $(BIN)/python -m verification
 
 # An environment that is there is used; else $(PYTHON) if it has torch and pytest (a GPU machine without network has
-# them from its image); else an environment is made.
-gpu-check: ## build, tests, sanitizers, CUDA graphs and benchmarks on a GPU in 8 minutes; without one, a dry run
+# them from its image); else an environment is made. PREBUILT=1 takes the _C_cuda that lies beside the sources.
+gpu-check: ## build, tests, sanitizers, CUDA graphs and benchmarks on a GPU in 8 minutes (OUT=folder); without one, a dry run
 	@if test -e $(VENV)/.stamp-dev; then python=$(BIN)/python; \
 	elif $(PYTHON) -c 'import torch, pytest' 2> /dev/null; then python=$(PYTHON); \
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-dev && python=$(BIN)/python; fi && \
-	$$python -m verification.gpu_check
+	$$python -m verification.gpu_check $(if $(OUT),--out '$(OUT)') $(if $(PREBUILT),--prebuilt)
 
 FUZZ_EXAMPLES ?= 2000
 fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and calls of every operator, right and wrong

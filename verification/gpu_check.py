@@ -29,18 +29,19 @@ TRITON_SUBSET = ("--targets", "sm_90", "--head-sizes", "40", "--precisions", "fp
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "minversion=7.0")
 OPTIONAL_PACKAGES = ("pytest_benchmark", "hypothesis", "rich", "matplotlib", "scipy", "torch_geometric")
+MARKED = re.compile(r"^(?:@|\s+|pytestmark = )pytest\.mark\.gpu\b", re.MULTILINE)
 METADATA = "Metadata-Version: 2.1\nName: nerve-kernels\nVersion: {}\n"
 
 
 def gpu_tests() -> list[str]:
     """Files with a test marked ``gpu``: others may need packages that this machine does not have."""
-    marked = (file for file in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in file.read_text("utf-8"))
-    return [str(file.relative_to(ROOT)) for file in marked]
+    files = sorted(ROOT.glob("tests/**/test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if MARKED.search(file.read_text("utf-8"))]
 
 
 def build_check(architecture: str) -> Check:
     """The extensions into src/, for one architecture where there is a GPU."""
-    environment = {"TORCH_CUDA_ARCH_LIST": architecture} if architecture else {}
+    environment = {"TORCH_CUDA_ARCH_LIST": architecture, "FORCE_CUDA": "1"} if architecture else {}
     return Check(
         "build of the extensions in place",
         python("setup.py", "-q", "build_ext", "--inplace"),
@@ -50,14 +51,17 @@ def build_check(architecture: str) -> Check:
     )
 
 
-def checks_with_gpu(folder: Path, architecture: str) -> list[Check]:
+def checks_with_gpu(folder: Path, architecture: str, *, prebuilt: bool = False) -> list[Check]:
     """What a GPU is needed for."""
     graphs, tests = "tests/gpu/test_cuda_graphs.py", gpu_tests()
     small = python("-m", "verification.small_shapes")
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all", "--tool"]
     needs = (program("compute-sanitizer"),)
+    carried = Check(
+        "prebuilt _C_cuda: its torch and architecture", python("-m", "verification.prebuilt"), limit_seconds=60
+    )
     return [
-        build_check(architecture),
+        carried if prebuilt else build_check(architecture),
         Check("imports", python("-m", "verification.gpu_imports"), limit_seconds=60),
         Check("tests marked gpu", python(*PYTEST, *(t for t in tests if t != graphs)), limit_seconds=130),
         Check("capture and replay of CUDA graphs", python(*PYTEST, graphs), limit_seconds=40),
@@ -131,6 +135,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder (default benchmarks/results/gpu_check/<gpu>-<date>)")
+    parser.add_argument("--prebuilt", action="store_true", help="use the _C_cuda beside the sources, build nothing")
     options = parser.parse_args()
     for name in ("torch", "pytest"):
         if importlib.util.find_spec(name) is None:
@@ -147,7 +152,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment_of_checks(folder))
     if cuda:
-        checks = checks_with_gpu(folder, "{}.{}".format(*torch.cuda.get_device_capability()))
+        checks = checks_with_gpu(folder, "{}.{}".format(*torch.cuda.get_device_capability()), prebuilt=options.prebuilt)
     else:
         checks = checks_without_gpu(folder)
     return run_all(checks, header=describe(cuda), log_path=folder / "log.txt", limit=LIMIT_SECONDS)
