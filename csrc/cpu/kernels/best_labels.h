@@ -122,7 +122,7 @@ inline __attribute__((always_inline)) void find_block(
 }
 
 template <typename Number>
-void find_best_labels(const BestLabelRows<Number>& work) {
+void best_labels(const BestLabelRows<Number>& work) {
   constexpr int kLanes = Numbers<Number>::kLanes, kRows = 4;
   const BilinearSide<Number>& columns = work.columns;
   const int64_t stride = columns.tokens * work.labels;

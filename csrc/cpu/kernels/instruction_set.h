@@ -16,6 +16,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 // on vector_math.h
 #include "attention_scores.h"
 #include "attention_window.h"
+#include "best_labels.h"
 #include "block_product.h"
 #include "window_gradient.h"
 #include "window_product.h"
@@ -38,6 +39,8 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .sum_tokens = sum_tokens<Number>,
     .window_product = window_product<Number>,
     .window_gradient = window_gradient<Number>,
+    .bilinear_side = bilinear_side<Number>,
+    .best_labels = best_labels<Number>,
 };
 
 constinit const Kernels kernels = {kKernelsOf<float>, kKernelsOf<double>};

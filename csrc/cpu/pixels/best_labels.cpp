@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../dtypes.h"
-#include "../kernels/best_label_rows.h"
+#include "../kernels/kernels.h"
 #include "../work_stealing.h"
 
 namespace nerve_kernels::cpu {
@@ -23,7 +23,7 @@ constexpr int64_t kMaxRows = 32;
 template <typename Number>
 struct SideStorage {
   SideStorage(int64_t tokens, int64_t pixels)
-      : first(pixels), second(pixels), first_weight(pixels + kWidestVector), second_weight(pixels + kWidestVector),
+      : first(pixels), second(pixels), first_weight(pixels + kWeightPadding), second_weight(pixels + kWeightPadding),
         side{tokens, pixels, first.data(), second.data(), first_weight.data(), second_weight.data()} {}
   std::vector<int64_t> first, second;
   std::vector<Number> first_weight, second_weight;
@@ -32,7 +32,7 @@ struct SideStorage {
 
 template <typename Number>
 void find_all(const Tensor& tokens, double threshold, int64_t fallback, Tensor& out) {
-  const BestLabelFunctions<Number>& kernels = best_label_functions<Number>();
+  const KernelsOf<Number>& kernels = best_kernels_of<Number>();
   const int64_t height = out.size(1), width = out.size(2), labels = tokens.size(3);
   const int64_t image_tokens = tokens.size(1) * tokens.size(2) * labels;
   const SideStorage<Number> rows(tokens.size(1), height), columns(tokens.size(2), width);
@@ -52,7 +52,7 @@ void find_all(const Tensor& tokens, double threshold, int64_t fallback, Tensor& 
     std::vector<int64_t> candidates(labels);
     for (int64_t task; next(task);) {
       const int64_t image = task / groups, group = task % groups;
-      kernels.find({data + image * image_tokens, labels, rows.side, columns.side, begins[group], begins[group + 1],
+      kernels.best_labels({data + image * image_tokens, labels, rows.side, columns.side, begins[group], begins[group + 1],
                     static_cast<Number>(threshold), fallback, result + image * height * width, upper.data(),
                     lower.data(), corners.data(), candidates.data()});
     }
@@ -62,14 +62,16 @@ void find_all(const Tensor& tokens, double threshold, int64_t fallback, Tensor& 
 }  // namespace
 
 Tensor best_labels(Tensor tokens, int64_t height, int64_t width, double threshold, int64_t fallback) {
-  STD_TORCH_CHECK(tokens.dim() == 4, "tokens must be (B, h, w, C), got ", tokens.dim(), " dimensions");
+  STD_TORCH_CHECK(tokens.dim() == 4, "tokens: expected (B, h, w, C), got ", tokens.dim(), " dimensions");
   const bool is_double = tokens.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(is_double || tokens.scalar_type() == ScalarType::Float, "tokens must be float32 or float64");
-  STD_TORCH_CHECK(height >= 0 && width >= 0, "height and width must not be negative, got ", height, " and ", width);
+  STD_TORCH_CHECK(is_double || tokens.scalar_type() == ScalarType::Float, "tokens: expected float32 or float64, got ",
+                  tokens.scalar_type());
   STD_TORCH_CHECK(tokens.size(1) > 0 && tokens.size(2) > 0 && tokens.size(3) > 0,
-                  "tokens must have at least one row, column and label");
+                  "tokens: expected at least one row, column and label, got ", tokens.size(1), " x ", tokens.size(2),
+                  " x ", tokens.size(3));
+  STD_TORCH_CHECK(height >= 0 && width >= 0, "height, width: expected >= 0, got ", height, " and ", width);
   STD_TORCH_CHECK(tokens.size(3) <= INT32_MAX && fallback >= INT32_MIN && fallback <= INT32_MAX,
-                  "labels must fit into 32 bits");
+                  "fallback: expected 32 bits, as the index of a label has, got ", fallback);
   tokens = torch::stable::contiguous(tokens);
   Tensor out = torch::stable::new_empty(tokens, {tokens.size(0), height, width}, ScalarType::Long);
   if (out.numel() == 0) return out;
