@@ -61,10 +61,13 @@ def draw_heads(pipeline: NervePipeline) -> None:
     save(figure, "method_heads.png")
 
 
-def draw_rows(features: ImageFeatures, local: nk.LocalAffinity, coarse: nk.LowRankAffinity) -> None:
+def draw_rows(features: ImageFeatures, local_affinity: nk.LocalAffinity, global_affinity: nk.LowRankAffinity) -> None:
     """One token's row of the local, the global and the mixed affinity."""
-    height, width = local.grid
-    rows = [affinity_row(part, TOKEN[0] * width + TOKEN[1]).view(height, width) for part in (local, coarse)]
+    height, width = local_affinity.grid
+    rows = [
+        affinity_row(part, TOKEN[0] * width + TOKEN[1]).view(height, width)
+        for part in (local_affinity, global_affinity)
+    ]
     rows.append(0.5 * rows[0] + 0.5 * rows[1])
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.4))
     titles = ("local, window 11", "global, 16 × 16 cells", "mixed, β = 0.5")
@@ -123,12 +126,13 @@ def main() -> None:
     pipeline = NervePipeline.from_preset("embedded", device="cpu")
     config = pipeline.config.replace(beta=0.5)
     features = pipeline.encode(IMAGE, config=config)
-    local, coarse = (features.affinity(config.replace(beta=beta)) for beta in (0.0, 1.0))
+    assert features.builder is not None
+    local_affinity, global_affinity = features.builder.local_affinity(config), features.builder.global_affinity(config)
     alone = pipeline.segment(features, LABELS, config=config.replace(walk=False)).token_probabilities
-    seeds = resize_seeds(alone.flatten(1).T, (alone.shape[1], alone.shape[2]), local.grid)
+    seeds = resize_seeds(alone.flatten(1).T, (alone.shape[1], alone.shape[2]), local_affinity.grid)
     draw_heads(pipeline)
-    draw_rows(features, local, coarse)
-    draw_walk(seeds, nk.mix(coarse, local, beta=0.5), config.alpha)
+    draw_rows(features, local_affinity, global_affinity)
+    draw_walk(seeds, nk.mix(global_affinity, local_affinity, beta=0.5), config.alpha)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,17 @@ def test_every_affinity_built_so_far_is_in_the_file(pipeline, wide_image, tmp_pa
         pipeline.segment(loaded, LABELS, config=pipeline.config.replace(beta=0.25))
 
 
-def test_explicit_factors_survive(pipeline, wide_image, tmp_path):
+def test_affinities_that_share_their_parts_are_all_in_the_file(pipeline, wide_image, tmp_path):
     features = pipeline.encode(wide_image)
+    configs = [pipeline.config.replace(beta=0.1 * number) for number in range(9)]
+    dense = [features.affinity(config).to_dense() for config in configs]
+    loaded = ImageFeatures.load(features.save(tmp_path / "ten.safetensors"))
+    for config, wanted in zip(configs, dense, strict=True):
+        assert torch.equal(loaded.affinity(config).to_dense(), wanted)
+
+
+def test_explicit_factors_survive(pipeline, wide_image, tmp_path):
+    features = pipeline.encode(wide_image).without_layers()
     tokens = features.grid[0] * features.grid[1]
     u = torch.rand(1, tokens, 4).softmax(-1)
     (key,) = features._affinities

@@ -137,7 +137,7 @@ def test_uniform_weights_are_equal(pipeline, wide_image):
     features = pipeline.encode(wide_image)
     weights = features.builder.weights(pipeline.config.replace(criterion="uniform"))
     assert {round(value, 6) for weight in weights for value in weight.flatten().tolist()} == {round(1 / 6, 6)}
-    with pytest.raises(ValueError, match="layers: got none"):
+    with pytest.raises(ValueError, match="layers: expected the queries and keys of at least one layer, got none"):
         AffinityBuilder([])
 
 

@@ -139,7 +139,7 @@ def test_an_upload_with_labels(visitor, tmp_path):
     before = visitor.image("after")
     visitor.tab.fill("#labels textarea", "cat, apple|lemon, <img src=x onerror=alert(1)>")
     visitor.tab.click("#run button, button#run")
-    visitor.wait_for_status("look at the image")
+    visitor.wait_for_status("CLIP on the image")
     visitor.wait_for_change("after", before)
     name, file = visitor.download("#get-summary")
     summary = json.loads(file.read_text())
@@ -154,7 +154,7 @@ def test_a_slider_runs_the_walk_only(visitor):
     number.fill("0.3")
     number.press("Enter")
     banner = visitor.wait_for_status("Ran: random walk")
-    assert "look at the image" not in banner
+    assert "CLIP on the image" not in banner
     assert "affinity" not in banner
     visitor.wait_for_change("after", before)
     assert visitor.image("before") == alone

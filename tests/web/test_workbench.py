@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from nerve_kernels.segmentation import NerveConfig
+from nerve_kernels.segmentation.phases import DIFFUSION, PIXELS, READ, SEEDS, WALK
 from nerve_kernels.segmentation.result import Segmentation
-from nerve_kernels.web import opened_image as phases
+from nerve_kernels.web import opened_image
 from nerve_kernels.web import workbench as module
 from nerve_kernels.web.affinity_rows import affinity_row, draw_row
 from nerve_kernels.web.limits import RefusedError
@@ -19,6 +20,7 @@ from nerve_kernels.web.scenes import known_words, scenes
 from nerve_kernels.web.workbench import Workbench
 
 WORDS = scenes()[0].labels
+LOCAL, GLOBAL = "local affinity", "global affinity"
 
 
 @pytest.fixture
@@ -49,38 +51,38 @@ def test_the_outcome_is_the_pipelines(workbench, key, config):
     ("change", "ran"),
     [
         ({}, []),
-        ({"alpha": 0.3}, [phases.WALK]),
-        ({"steps": 3}, [phases.WALK]),
-        ({"beta": 0.9}, [phases.WALK]),
-        ({"beta": 0.0}, [phases.WALK]),
-        ({"window": 5}, [phases.LOCAL, phases.WALK]),
-        ({"temperature": 2.0}, [phases.GLOBAL, phases.LOCAL, phases.WALK]),
+        ({"alpha": 0.3}, [WALK, PIXELS]),
+        ({"steps": 3}, [WALK, PIXELS]),
+        ({"beta": 0.9}, [WALK, PIXELS]),
+        ({"beta": 0.0}, [WALK, PIXELS]),
+        ({"window": 5}, [LOCAL, WALK, PIXELS]),
+        ({"temperature": 2.0}, [GLOBAL, LOCAL, WALK, PIXELS]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_slider_runs_only_what_depends_on_it(workbench, key, config, change, ran):
     workbench.segment(key, WORDS, config)
     seconds = workbench.segment(key, WORDS, config.replace(**change)).seconds
-    assert [phase for phase in seconds if phase != phases.DRAWING] == ran
+    assert [phase for phase in seconds if phase != opened_image.DRAWING] == ran
     assert workbench.segment(key, WORDS, config.replace(**change)).seconds == {}
 
 
 def test_other_words_do_not_look_at_the_image_again(workbench, key, config):
     first = workbench.segment(key, WORDS, config).seconds
-    assert phases.FEATURES in first
+    assert {READ, "CLIP on the image", DIFFUSION, LOCAL, GLOBAL} <= first.keys()
     second = workbench.segment(key, "background, cat, rose", config).seconds
-    assert [phase for phase in second if phase != phases.DRAWING] == [phases.SEEDS, phases.WALK]
+    assert [phase for phase in second if phase != opened_image.DRAWING] == ["CLIP on the words", SEEDS, PIXELS, WALK]
 
 
 def test_rows_are_those_of_the_dense_affinity(workbench, key, config):
     workbench.segment(key, WORDS, config)
     rows = workbench.rows(key, (100, 70), config)
-    height, width = rows.local.shape
+    height, width = rows.local_row.shape
     image = scenes()[0].image
     assert rows.token == (70 * height // image.height, 100 * width // image.width)
     index = rows.token[0] * width + rows.token[1]
     features = workbench.pipeline().encode(image, config=config)
-    for row, beta in ((rows.local, 0.0), (rows.coarse, 1.0), (rows.mixed, 0.5)):
+    for row, beta in ((rows.local_row, 0.0), (rows.global_row, 1.0), (rows.mixed_row, 0.5)):
         dense = features.affinity(config.replace(beta=beta)).to_dense()
         torch.testing.assert_close(row.flatten(), dense[0, index])
         assert row.sum().item() == pytest.approx(1.0, abs=1e-5)
@@ -190,7 +192,7 @@ def test_jobs_run_one_at_a_time(workbench, config, monkeypatch):
         time.sleep(0.01)
         running -= 1
 
-    monkeypatch.setattr(phases.OpenedImage, "segment", run)
+    monkeypatch.setattr(opened_image.OpenedImage, "segment", run)
     keys = [workbench.add(scene.image) for scene in scenes()]
     with ThreadPoolExecutor(len(keys)) as pool:
         list(pool.map(lambda key: workbench.segment(key, WORDS, config), keys * 3))

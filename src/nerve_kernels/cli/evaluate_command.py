@@ -90,7 +90,9 @@ def run(
         float | None, option(panel=PROTOCOL, help="Least probability of a class; below: background.")
     ] = None,
     walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
-    heads: Annotated[str | None, option(help="Head weights: uniform, entropy or information.")] = None,
+    criterion: Annotated[
+        str | None, option("--criterion", "--heads", help="Head weights by entropy, information or uniform.")
+    ] = None,
     local_only: Annotated[bool, option("--local-only", help="The local affinity alone (beta = 0).")] = False,
     global_only: Annotated[bool, option("--global-only", help="The global affinity alone (beta = 1).")] = False,
     steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
@@ -121,7 +123,7 @@ def run(
         "background_words": read_if_given(background, read_background),
         "probability_threshold": threshold,
         "walk": walk,
-        "criterion": heads,
+        "criterion": criterion,
         "beta": 0.0 if local_only else 1.0 if global_only else None,
         "steps": steps,
         "limit_walk": limit_walk or None,

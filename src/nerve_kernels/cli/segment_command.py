@@ -119,7 +119,8 @@ def segment(
     tolerance: Annotated[float | None, option(help="In place of steps: largest distance to the walk's limit.")] = None,
     temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
     criterion: Annotated[
-        str | None, option(help="Head weights by entropy, information or uniform.", values=CRITERIA)
+        str | None,
+        option("--criterion", "--heads", help="Head weights by entropy, information or uniform.", values=CRITERIA),
     ] = None,
     keep: Annotated[int | None, option(help="Use only so many attention maps, the best.")] = None,
     window: Annotated[int | None, option(help="Side of the local affinity's window in tokens, odd.")] = None,

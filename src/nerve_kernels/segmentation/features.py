@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import nerve_kernels as nk
+from nerve_kernels.affinity import Affinity
 
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import CapturedLayer
@@ -42,35 +43,43 @@ class ImageFeatures:
     config: NerveConfig
     builder: AffinityBuilder | None = None
     grid: tuple[int, int] | None = None
-    _affinities: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+    _affinities: dict[tuple[Any, ...], Affinity] = field(default_factory=dict, repr=False)  # where there is no builder
+    _asked: dict[tuple[Any, ...], NerveConfig] = field(default_factory=dict, repr=False)
 
     @property
     def layers(self) -> tuple[CapturedLayer, ...]:
         """The captured queries and keys."""
         return () if self.builder is None else self.builder.layers
 
-    def affinity(self, config: NerveConfig) -> Any:
-        """The affinity for a config's head weights, window, cells and mix; built once each.
+    def affinity(self, config: NerveConfig) -> Affinity:
+        """The affinity for a config's head weights, window, cells and mix; what it is mixed from is kept.
 
         Raises:
             ValueError: it is not there and there are no queries and keys to build it from.
         """
         key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
+        if self.builder is not None:
+            self._asked[key] = config
+            return self.builder.build(config)
         if key not in self._affinities:
-            if self.builder is None:
-                raise ValueError(
-                    "features: they hold no queries and keys to build this affinity from; "
-                    "encode the image again with walk=True and these settings"
-                )
-            self._affinities[key] = self.builder.build(config)
+            raise ValueError(
+                "features: they hold no queries and keys to build this affinity from; "
+                "encode the image again with walk=True and these settings"
+            )
         return self._affinities[key]
 
     def without_layers(self) -> ImageFeatures:
-        """The same features with the affinities built so far, without queries and keys."""
-        return replace(self, builder=None)
+        """The same features with the affinities asked for so far, without queries and keys."""
+        return replace(self, builder=None, _affinities=self._asked_affinities())
+
+    def _asked_affinities(self) -> dict[tuple[Any, ...], Affinity]:
+        builder = self.builder
+        if builder is None:
+            return self._affinities
+        return {key: builder.build(config) for key, config in self._asked.items()}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write image, patch embeddings and the affinities built so far as one safetensors file.
+        """Write image, patch embeddings and the affinities asked for so far as one safetensors file.
 
         Queries and keys are left out: they are many times larger, and :meth:`affinity` has used
         them already. The file is written whole or not at all.
@@ -86,14 +95,15 @@ class ImageFeatures:
         """
         from safetensors.torch import save
 
-        tensors = {
+        tensors: dict[str, torch.Tensor] = {
             "image": torch.from_numpy(np.array(self.image)),
             "patches": self.patches.values,
         }
         affinities = []
-        for number, (key, affinity) in enumerate(self._affinities.items()):
+        for number, (key, affinity) in enumerate(self._asked_affinities().items()):
             parts, form = _take_apart(affinity)
-            tensors |= {f"affinity.{number}.{name}": part for name, part in parts.items()}
+            # safetensors refuses memory that is shared, as parts of affinities with different beta are
+            tensors |= {f"affinity.{number}.{name}": part.clone() for name, part in parts.items()}
             affinities.append({"settings": dict(zip(AFFINITY_FIELDS, key, strict=True)), **form})
         description = {
             "config": json.loads(self.config.to_json()),
@@ -154,7 +164,7 @@ def _whole_config(config: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     return {**config, **settings}
 
 
-def _take_apart(affinity: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _take_apart(affinity: Affinity) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of an affinity, and the rest as what JSON can hold."""
     values, u, v, _, grid, window, cells, beta = affinity.operator_arguments()
     parts = {"values": values, "u": u, "v": v}
@@ -162,7 +172,7 @@ def _take_apart(affinity: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     return {name: part for name, part in parts.items() if part is not None}, form
 
 
-def _put_together(tensors: Mapping[str, torch.Tensor], prefix: str, form: dict[str, Any]) -> Any:
+def _put_together(tensors: Mapping[str, torch.Tensor], prefix: str, form: dict[str, Any]) -> Affinity:
     values, u, v = (tensors.get(prefix + name) for name in ("values", "u", "v"))
     grid = _pair(form["grid"])
     local = None if values is None else nk.LocalAffinity(values, grid=grid, window=_pair(form["window"]))
@@ -170,7 +180,10 @@ def _put_together(tensors: Mapping[str, torch.Tensor], prefix: str, form: dict[s
     low_rank = None if u is None else nk.LowRankAffinity(u, v, grid=grid, cells=cells)
     if local is not None and low_rank is not None:
         return nk.mix(low_rank, local, beta=form["beta"])
-    return low_rank if local is None else local
+    found = low_rank or local
+    if found is None:
+        raise ValueError(f"path: expected tensors {prefix}values or {prefix}u in the file, got neither")
+    return found
 
 
 def _pair(values: list[int]) -> tuple[int, int]:

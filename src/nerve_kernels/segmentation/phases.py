@@ -32,19 +32,21 @@ class Phase:
         seconds: wall time; a GPU is waited for.
         operators: (operator, backend) pairs in the order in which they first ran.
         failed: whether an exception ended it.
+        part: which part of it, where it has several that are computed and kept by themselves.
     """
 
     name: str
     seconds: float
     operators: list[tuple[str, str]]
     failed: bool = False
+    part: str = ""
 
 
 _phases: ContextVar[list[Phase] | None] = ContextVar("_phases", default=None)
 
 
 @contextmanager
-def phase(name: str) -> Iterator[None]:
+def phase(name: str, part: str = "") -> Iterator[None]:
     """Around the body of a phase, or on its function; costs nothing where nobody records."""
     phases = _phases.get()
     if phases is None:
@@ -59,7 +61,7 @@ def phase(name: str) -> Iterator[None]:
             _wait_for_gpu()
             failed = False
         finally:
-            phases.append(Phase(name, time.perf_counter() - start, list(dict.fromkeys(choices)), failed))
+            phases.append(Phase(name, time.perf_counter() - start, list(dict.fromkeys(choices)), failed, part))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import nerve_kernels as nk
+from nerve_kernels.affinity import Affinity
 
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
@@ -20,7 +21,7 @@ from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
 from .presets import CLIP, DEFAULT_PRESET, STABLE_DIFFUSION, find_preset
 from .result import Segmentation
-from .seeds import label_similarity, resize_seeds, seeds_from_similarity
+from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity
 from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .text_image.source import TextImageSource
 from .text_image.templates import resolve_templates
@@ -184,6 +185,12 @@ class NervePipeline:
             ValueError: unusable labels, or a config that needs the image encoded anew.
         """
         config = config or features.config
+        return self.segment_from(features, self.seeds(features, labels, config=config), config=config)
+
+    @torch.no_grad()
+    def seeds(self, features: ImageFeatures, labels: LabelsLike, *, config: NerveConfig | None = None) -> Seeds:
+        """The part of :meth:`segment` that depends on the words, before any walk."""
+        config = config or features.config
         self._check_config(features, config)
         label_set = self._check_labels(labels, config)
         with phase(CLIP_WORDS):
@@ -193,7 +200,14 @@ class NervePipeline:
             probabilities = seeds_from_similarity(
                 similarity, mode=config.seed_mode, scale=config.seed_scale or self.text_image.logit_scale
             )
-        grid = features.patches.grid
+        return Seeds(label_set, probabilities, features.patches.grid)
+
+    @torch.no_grad()
+    def segment_from(self, features: ImageFeatures, seeds: Seeds, *, config: NerveConfig | None = None) -> Segmentation:
+        """The part of :meth:`segment` that comes after the seeds: affinity, walk, labels of pixels."""
+        config = config or features.config
+        self._check_config(features, config)
+        probabilities, grid = seeds.probabilities, seeds.grid
         if config.walk:
             affinity = features.affinity(config)
             assert features.grid is not None  # an affinity has been built, so there is a grid
@@ -202,21 +216,21 @@ class NervePipeline:
             with phase(WALK):
                 probabilities = _walk(probabilities, affinity, config)
         planes = probabilities.T.reshape(-1, *grid)
-        image = features.image
+        image, background = features.image, seeds.labels.background
         with phase(PIXELS):
             label_map = best_labels(
                 planes,
                 (image.height, image.width),
                 threshold=config.probability_threshold,
-                background=label_set.background,
+                background=background,
                 backend=config.backend,
             )
         return Segmentation(
             image=image,
-            labels=label_set.shown,
+            labels=seeds.labels.shown,
             label_map=label_map.cpu(),
             token_probabilities=planes.cpu(),
-            background=label_set.background,
+            background=background,
         )
 
     def _check(self, config: NerveConfig) -> None:
@@ -249,7 +263,7 @@ def _load(
     return getattr(importlib.import_module(module), name).from_pretrained(source, device=device, dtype=dtype)
 
 
-def _walk(seeds: torch.Tensor, affinity: Any, config: NerveConfig) -> torch.Tensor:
+def _walk(seeds: torch.Tensor, affinity: Affinity, config: NerveConfig) -> torch.Tensor:
     if config.limit_walk:
         limit = nk.random_walk_limit(seeds, affinity, alpha=config.alpha, backend=config.backend)
         assert isinstance(limit, torch.Tensor)  # a tuple only where the bound is asked for

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
 
 from .config_checks import SEED_MODES
+from .text_image.prompts import LabelSet
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """What the words alone say about an image.
+
+    Args:
+        labels: what was asked for.
+        probabilities: (N, C) float32 of the labels at each place, row-major; rows sum to 1.
+        grid: (H, W) of the places.
+    """
+
+    labels: LabelSet
+    probabilities: torch.Tensor
+    grid: tuple[int, int]
 
 
 def label_similarity(patches: torch.Tensor, texts: torch.Tensor, label_of_name: Sequence[int]) -> torch.Tensor:

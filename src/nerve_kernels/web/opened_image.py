@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
 
-import nerve_kernels as nk
-from nerve_kernels.grids import Grid
 from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder
 from nerve_kernels.segmentation.config import NerveConfig
-from nerve_kernels.segmentation.output.upsampling import best_labels
+from nerve_kernels.segmentation.kept import Kept
+from nerve_kernels.segmentation.phases import phase, recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.result import Segmentation
-from nerve_kernels.segmentation.seeds import resize_seeds
+from nerve_kernels.segmentation.seeds import Seeds
 
 from .affinity_rows import affinity_row
 
-T = TypeVar("T")
-
-FEATURES = "Stable Diffusion and CLIP look at the image"
-SEEDS = "CLIP compares patches with words"
-LOCAL = "local affinity"
-GLOBAL = "global affinity"
-WALK = "random walk"
 DRAWING = "drawing"
 
 
@@ -72,34 +61,9 @@ class TokenRows:
     """One token's row of S on the token grid, (H, W) each; the mixture is β · global + (1 − β) · local."""
 
     token: tuple[int, int]
-    local: torch.Tensor
-    coarse: torch.Tensor
-    mixed: torch.Tensor
-
-
-class Kept(Generic[T]):
-    """The latest few results of a phase.
-
-    Not ``lru_cache`` on a bound method: that holds the object which holds it, and such a cycle of tensors lives until
-    the garbage collector looks for it, which it does by the number of objects and not by their size.
-
-    Args:
-        most: how many are kept.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._results: OrderedDict[tuple[Hashable, ...], T] = OrderedDict()
-
-    def get(self, arguments: tuple[Hashable, ...], make: Callable[..., T]) -> T:
-        """What `make` returned for these arguments, or returns now."""
-        if arguments not in self._results:
-            made = make(*arguments)
-            while len(self._results) >= self._most:
-                self._results.popitem(last=False)
-            self._results[arguments] = made
-        self._results.move_to_end(arguments)
-        return self._results[arguments]
+    local_row: torch.Tensor
+    global_row: torch.Tensor
+    mixed_row: torch.Tensor
 
 
 class OpenedImage:
@@ -114,12 +78,10 @@ class OpenedImage:
     def __init__(self, pipeline: Callable[[], NervePipeline], image: Image.Image) -> None:
         self.image = image
         self._pipeline = pipeline
-        self._seconds: dict[str, float] = {}
         # The latest few are kept, so that a slider may go back and forth.
         self._kept_features: Kept[ImageFeatures] = Kept(1)
-        self._kept_seeds: Kept[Drawn] = Kept(2)
-        self._kept_parts: Kept[object] = Kept(8)
-        self._kept_walks: Kept[Drawn] = Kept(2)
+        self._kept_seeds: Kept[Seeds] = Kept(2)
+        self._kept_drawn: Kept[Drawn] = Kept(4)
 
     @torch.no_grad()
     def segment(self, labels: str, config: NerveConfig) -> Outcome:
@@ -132,30 +94,35 @@ class OpenedImage:
         Raises:
             ValueError, TypeError: labels or settings that cannot be used.
         """
-        self._seconds = {}
-        before = self._seeds(labels)
-        return Outcome(before, self._walked(labels, config), dict(self._seconds))
+        with recording_phases() as phases:
+            before = self._drawn(labels, self._base().replace(walk=False))
+            after = self._drawn(labels, config)
+        seconds: dict[str, float] = {}
+        for one in phases:
+            name = f"{one.part} {one.name}".strip().replace(", ", " on the ")  # "CLIP, words": commas come between
+            seconds[name] = seconds.get(name, 0.0) + one.seconds
+        return Outcome(before, after, seconds)
 
     @torch.no_grad()
     def rows(self, point: tuple[float, float], config: NerveConfig) -> TokenRows:
         """The row of S of the token under a point (x, y), which is in pixels and may lie within one."""
-        grid = self._grid()
+        grid = self._builder().grid
         x, y = point
         token = (
             min(grid[0] - 1, max(0, int(y * grid[0] / self.image.height))),
             min(grid[1] - 1, max(0, int(x * grid[1] / self.image.width))),
         )
-        local, coarse = (
+        builder = self._builder()
+        local_row, global_row = (
             affinity_row(part, token[0] * grid[1] + token[1]).view(grid).float().cpu()
-            for part in (self._local(config), self._global(config))
+            for part in (builder.local_affinity(config), builder.global_affinity(config))
         )
-        return TokenRows(token, local, coarse, config.beta * coarse + (1 - config.beta) * local)
+        return TokenRows(token, local_row, global_row, config.beta * global_row + (1 - config.beta) * local_row)
 
     @torch.no_grad()
     def head_weights(self, config: NerveConfig) -> list[HeadWeight]:
         """Every head of every layer, in the models' order."""
-        builder = self._features().builder
-        assert builder is not None
+        builder = self._builder()
         entropies, _ = builder.entropies(config.backend)
         found = []
         for layer, weights, entropy in zip(builder.layers, builder.weights(config), entropies, strict=True):
@@ -166,85 +133,26 @@ class OpenedImage:
                 found.append(HeadWeight(layer.name, layer.timestep, head, weight, mean))
         return found
 
-    def _grid(self) -> Grid:
-        grid = self._features().grid
-        assert grid is not None  # it is encoded with the walk on
-        return grid
-
     def _base(self) -> NerveConfig:
         return self._pipeline().config.replace(walk=True)
 
-    def _local(self, config: NerveConfig) -> nk.LocalAffinity:
-        part = self._part(self._base().replace(temperature=config.temperature, window=config.window, beta=0.0))
-        assert isinstance(part, nk.LocalAffinity)
-        return part
-
-    def _global(self, config: NerveConfig) -> nk.LowRankAffinity:
-        part = self._part(self._base().replace(temperature=config.temperature, beta=1.0))
-        assert isinstance(part, nk.LowRankAffinity)
-        return part
-
-    def _affinity(self, config: NerveConfig) -> nk.LocalAffinity | nk.LowRankAffinity | nk.MixedAffinity:
-        if config.beta == 0.0:
-            return self._local(config)
-        if config.beta == 1.0:
-            return self._global(config)
-        return nk.mix(self._global(config), self._local(config), beta=config.beta)
-
-    # ---- the phases, and what is kept of each by what it depends on ----------------------------------------------
-
     def _features(self) -> ImageFeatures:
-        return self._kept_features.get((), self._encode)
+        return self._kept_features.get((), lambda: self._pipeline().encode(self.image, config=self._base()))
 
-    def _seeds(self, labels: str) -> Drawn:
-        return self._kept_seeds.get((labels,), self._compare_with_words)
-
-    def _part(self, config: NerveConfig) -> object:
-        return self._kept_parts.get((config,), self._build_part)
-
-    def _walked(self, labels: str, config: NerveConfig) -> Drawn:
-        return self._kept_walks.get((labels, config), self._walk)
-
-    def _encode(self) -> ImageFeatures:
-        with self._timed(FEATURES):
-            return self._pipeline().encode(self.image, config=self._base())
-
-    def _compare_with_words(self, labels: str) -> Drawn:
-        features = self._features()
-        with self._timed(SEEDS):
-            result = self._pipeline().segment(features, labels, config=self._base().replace(walk=False))
-        with self._timed(DRAWING):
-            return Drawn(result, result.overlay())
-
-    def _build_part(self, config: NerveConfig) -> object:
+    def _builder(self) -> AffinityBuilder:
         builder = self._features().builder
-        assert builder is not None
-        with self._timed(LOCAL if config.beta == 0.0 else GLOBAL):
-            return builder.build(config)
+        assert builder is not None  # it is encoded with the walk on
+        return builder
 
-    def _walk(self, labels: str, config: NerveConfig) -> Drawn:
-        before = self._seeds(labels).segmentation
-        affinity = self._affinity(config)
-        grid = self._grid()
-        with self._timed(WALK):
-            planes = before.token_probabilities
-            rows = planes.flatten(1).T.to(affinity.device)
-            seeds = resize_seeds(rows, (planes.shape[1], planes.shape[2]), grid)
-            walked = nk.random_walk(seeds, affinity, alpha=config.alpha, steps=config.steps, backend=config.backend)
-            planes = walked.T.reshape(-1, *grid)
-            label_map = best_labels(
-                planes,
-                (self.image.height, self.image.width),
-                threshold=config.probability_threshold,
-                background=before.background,
-                backend=config.backend,
-            )
-        result = Segmentation(self.image, before.labels, label_map.cpu(), planes.cpu(), before.background)
-        with self._timed(DRAWING):
-            return Drawn(result, result.overlay())
+    def _seeds(self, labels: str) -> Seeds:
+        return self._kept_seeds.get(
+            labels, lambda: self._pipeline().seeds(self._features(), labels, config=self._base())
+        )
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+    def _drawn(self, labels: str, config: NerveConfig) -> Drawn:
+        def draw() -> Drawn:
+            result = self._pipeline().segment_from(self._features(), self._seeds(labels), config=config)
+            with phase(DRAWING):
+                return Drawn(result, result.overlay())
+
+        return self._kept_drawn.get((labels, config), draw)

@@ -309,12 +309,13 @@ class Page:
         config = shown.settings()
         rows = self.workbench.rows(shown.key, shown.point, config)
         image = self.workbench.opened(shown.key).image
-        maps = [draw_row(row, rows.token, image) for row in (rows.local, rows.coarse, rows.mixed)]
+        maps = [draw_row(row, rows.token, image) for row in (rows.local_row, rows.global_row, rows.mixed_row)]
         y, x = rows.token
+        height, width = rows.local_row.shape
         text = (
-            f"Row of S of the token in row {y + 1}, column {x + 1} of {rows.local.shape[0]} × {rows.local.shape[1]}. "
-            f"Its largest weights: local {rows.local.max():.3f}, global {rows.coarse.max():.4f}, mixed (β = "
-            f"{config.beta:g}) {rows.mixed.max():.3f}. Brightness: square root of weight over largest."
+            f"Row of S of the token in row {y + 1}, column {x + 1} of {height} × {width}. "
+            f"Its largest weights: local {rows.local_row.max():.3f}, global {rows.global_row.max():.4f}, mixed (β = "
+            f"{config.beta:g}) {rows.mixed_row.max():.3f}. Brightness: square root of weight over largest."
         )
         return {self.rows_text: text, **dict(zip(self.rows, maps, strict=True))}
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 import torch
 
 import nerve_kernels as nk
 from nerve_kernels._operators.checks import refusal
+from nerve_kernels.affinity import Affinity
 from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.kept import Kept
 from nerve_kernels.segmentation.phases import AFFINITY, phase
 
 from .source import CapturedLayer
+
+# Of each kind: an ablation's criteria, or the places that a slider goes back and forth between.
+MAX_KEPT = 8
 
 
 def largest_grid(layers: Sequence[CapturedLayer]) -> tuple[int, int]:
@@ -53,16 +58,19 @@ class AffinityBuilder:
     Args:
         layers: queries and keys of at least one layer.
 
-    The entropies and the softmax normalisers do not depend on the config, so that several
-    settings (as in an ablation) pay for them once.
+    Entropies do not depend on the config; head weights, the local and the global affinity are kept by the settings
+    that each depends on, the latest few. So beta, alpha and the steps of the walk cost no new affinity.
     """
 
     def __init__(self, layers: Sequence[CapturedLayer]) -> None:
         if not layers:
-            raise ValueError("layers: got none, wanted the queries and keys of at least one layer")
+            raise ValueError(refusal("layers", "the queries and keys of at least one layer", "none"))
         self.layers = tuple(layers)
         self.grid = largest_grid(layers)
         self._entropies: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self._weights: Kept[list[torch.Tensor]] = Kept(MAX_KEPT)
+        self._local: Kept[nk.LocalAffinity] = Kept(MAX_KEPT)
+        self._global: Kept[nk.LowRankAffinity] = Kept(MAX_KEPT)
 
     def entropies(self, backend: str | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Per layer the entropies (B, heads, N) in nats, and the logarithms of the softmax's sums."""
@@ -73,6 +81,9 @@ class AffinityBuilder:
 
     def weights(self, config: NerveConfig) -> list[torch.Tensor]:
         """Per layer the head weights (B, heads); they sum to 1 over all layers and heads."""
+        return self._weights.get(_settings(config), lambda: self._weigh(config))
+
+    def _weigh(self, config: NerveConfig) -> list[torch.Tensor]:
         if config.criterion == "uniform":
             return self._uniform_weights()
         entropies, lses = self.entropies(config.backend)
@@ -91,8 +102,7 @@ class AffinityBuilder:
             keep=config.keep,
         )
 
-    @phase(AFFINITY)
-    def build(self, config: NerveConfig) -> Any:
+    def build(self, config: NerveConfig) -> Affinity:
         """S = β S_global + (1 − β) S_local on the largest grid; at β = 0 or 1 one alone.
 
         Args:
@@ -103,25 +113,53 @@ class AffinityBuilder:
         Returns:
             An affinity for :func:`nerve_kernels.random_walk`.
         """
+        if config.beta == 0.0:
+            return self.local_affinity(config)
+        if config.beta == 1.0:
+            return self.global_affinity(config)
+        return nk.mix(self.global_affinity(config), self.local_affinity(config), beta=config.beta)
+
+    def local_affinity(self, config: NerveConfig) -> nk.LocalAffinity:
+        """S_local; of the config, beta and cells are not used."""
+        window = _at_most(config.window, [2 * side - 1 for side in self.grid])
+
+        @phase(AFFINITY, "local")
+        def make() -> nk.LocalAffinity:
+            q, k, weights, options = self._inputs(config)
+            return nk.local_affinity(q, k, weights, window=window, **options)
+
+        return self._local.get((*_settings(config), window), make)
+
+    def global_affinity(self, config: NerveConfig) -> nk.LowRankAffinity:
+        """S_global; of the config, beta and window are not used."""
+        fewest = [min(sides) for sides in zip(*(layer.grid for layer in self.layers), strict=True)]
+        cells = None if config.cells is None else _at_most(config.cells, fewest)
+
+        @phase(AFFINITY, "global")
+        def make() -> nk.LowRankAffinity:
+            q, k, weights, options = self._inputs(config)
+            return nk.global_affinity(q, k, weights, cells=cells, **options)
+
+        return self._global.get((*_settings(config), cells), make)
+
+    def _inputs(
+        self, config: NerveConfig
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], dict[str, Any]]:
+        """q, k, weights and the options that both affinities take."""
         weights = self.weights(config)
         _, lses = self.entropies(config.backend)
-        q = [layer.q for layer in self.layers]
-        k = [layer.k for layer in self.layers]
         grids = [layer.grid for layer in self.layers]
-        common: dict[str, Any] = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
-        window = _at_most(config.window, [2 * side - 1 for side in self.grid])
-        fewest = [min(sides) for sides in zip(*grids, strict=True)]
-        cells = None if config.cells is None else _at_most(config.cells, fewest)
-        if config.beta == 1.0:
-            return nk.global_affinity(q, k, weights, cells=cells, **common)
-        local = nk.local_affinity(q, k, weights, window=window, **common)
-        if config.beta == 0.0:
-            return local
-        return nk.mix(nk.global_affinity(q, k, weights, cells=cells, **common), local, beta=config.beta)
+        options = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
+        return [layer.q for layer in self.layers], [layer.k for layer in self.layers], weights, options
 
     def _uniform_weights(self) -> list[torch.Tensor]:
         total = sum(layer.q.shape[1] for layer in self.layers)
         return [torch.full(layer.q.shape[:2], 1.0 / total, device=layer.q.device) for layer in self.layers]
+
+
+def _settings(config: NerveConfig) -> tuple[Hashable, ...]:
+    """What head weights depend on, and with them every affinity."""
+    return config.criterion, config.temperature, config.keep, config.backend
 
 
 def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,104 @@
+"""What is kept of an image's affinities, and that nothing else is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import nerve_kernels as nk
+from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation.attention import affinity_building
+from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder
+
+LABELS = "cat, dog|puppy, grass"
+OPERATIONS = ("attention_entropy", "attention_marginal", "head_weights", "local_affinity", "global_affinity")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the operations of stages 1 and 2, as they are called."""
+    seen: list[str] = []
+
+    def watched(name: str) -> Callable[..., object]:
+        real = getattr(nk, name)
+
+        def call(*arguments: object, **options: object) -> object:
+            seen.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in OPERATIONS:
+        monkeypatch.setattr(nk, name, watched(name))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        ({"beta": 0.9}, []),
+        ({"beta": 0.0}, []),
+        ({"beta": 1.0}, []),
+        ({"alpha": 0.2}, []),
+        ({"steps": 2}, []),
+        ({"tolerance": 0.05}, []),
+        ({"limit_walk": True}, []),
+        ({"window": 5}, ["local_affinity"]),
+        ({"cells": 2}, ["global_affinity"]),
+        ({"cells": 2, "beta": 0.0}, []),
+        ({"window": 5, "beta": 1.0}, []),
+        ({"temperature": 2.0}, ["head_weights", "global_affinity", "local_affinity"]),
+        ({"keep": 2, "beta": 0.0}, ["head_weights", "local_affinity"]),
+        ({"criterion": "information", "beta": 1.0}, ["attention_marginal", "head_weights", "global_affinity"]),
+    ],
+    ids=str,
+)
+def test_only_what_a_setting_changes_is_computed_again(pipeline, wide_image, calls, change, computed):
+    features = pipeline.encode(wide_image)
+    pipeline.segment(features, LABELS)
+    calls.clear()
+    config = pipeline.config.replace(**change)
+    found = pipeline.segment(features, LABELS, config=config)
+    assert list(dict.fromkeys(calls)) == computed  # some once for each layer
+    once = len(calls)
+    again = pipeline.segment(features, LABELS, config=config)
+    assert len(calls) == once
+    fresh = pipeline(wide_image, LABELS, **change)
+    assert torch.equal(found.token_probabilities, fresh.token_probabilities)
+    assert torch.equal(again.token_probabilities, fresh.token_probabilities)
+
+
+def test_backends_are_kept_apart(pipeline, wide_image, calls):
+    builder = pipeline.encode(wide_image).builder
+    for backend in ("eager", None, "eager", None):
+        builder.build(pipeline.config.replace(backend=backend))
+    assert calls.count("local_affinity") == calls.count("global_affinity") == 2
+
+
+def test_only_the_latest_parts_are_kept(pipeline, wide_image, calls):
+    builder = pipeline.encode(wide_image).builder
+    temperatures = [0.1 * number for number in range(2, affinity_building.MAX_KEPT + 2)]
+    for temperature in temperatures:
+        builder.build(pipeline.config.replace(temperature=temperature, beta=0.0))
+    calls.clear()
+    builder.build(pipeline.config.replace(temperature=temperatures[-1], beta=0.0))
+    assert calls == []
+    builder.build(pipeline.config.replace(temperature=pipeline.config.temperature, beta=0.0))
+    assert calls == ["head_weights", "local_affinity"]
+
+
+def test_what_was_let_go_of_is_saved_all_the_same(pipeline, wide_image, tmp_path):
+    features = pipeline.encode(wide_image)
+    configs = [pipeline.config.replace(beta=0.01 * number, keep=1 + number % 6) for number in range(1, 15)]
+    configs += [pipeline.config.replace(temperature=0.1 * number) for number in range(2, 12)]
+    wanted = [pipeline.segment(features, LABELS, config=config).token_probabilities for config in configs]
+    loaded = ImageFeatures.load(features.save(tmp_path / "many.safetensors"))
+    for config, expected in zip(configs, wanted, strict=True):
+        assert torch.equal(pipeline.segment(loaded, LABELS, config=config).token_probabilities, expected)
+
+
+def test_no_layers_is_refused():
+    with pytest.raises(ValueError, match="layers: expected the queries and keys of at least one layer, got none"):
+        AffinityBuilder([])
