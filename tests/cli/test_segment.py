@@ -94,6 +94,7 @@ def test_options_override_the_config(models, images, tmp_path, monkeypatch):
         (("--tolerance", 0.5), {"tolerance": 0.5, "steps": None}),
         (("--temperature", 5), {"temperature": 5.0}),
         (("--criterion", "uniform"), {"criterion": "uniform"}),
+        (("--heads", "information"), {"criterion": "information"}),
         (("--keep", 2), {"keep": 2}),
         (("--window", 1), {"window": 1}),
         (("--cells", 2), {"cells": 2}),

@@ -112,6 +112,7 @@ def test_an_ablation_in_one_pass(tiny, tmp_path, capsys):
     [
         (["--no-walk"], {"walk": False}),
         (["--heads", "uniform", "--steps", "7"], {"criterion": "uniform", "steps": 7}),
+        (["--criterion", "information"], {"criterion": "information"}),
         (["--local-only", "--limit-walk"], {"beta": 0.0, "limit_walk": True, "steps": None}),
         (["--global-only", "--seed-mode", "cosine"], {"beta": 1.0, "seed_mode": "cosine"}),
         (["--clip-size", "64", "--clip-window", "32", "--clip-stride", "16"], {"clip_size": 64, "clip_stride": 16}),
