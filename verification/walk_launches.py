@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from verification.attention_launches import PRECISIONS, float32_products
 
+from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import Launch
 from nerve_kernels._triton.walk.random_walk import WalkOperator
 from nerve_kernels._triton.walk.random_walk_backward import AdjointOperator
@@ -43,7 +44,7 @@ class WalkSize:
         if self.kind == "dense":
             dense = _empty(1, tokens, tokens, dtype=dtype)
         sizes = list(self.grid), list(self.window), list(self.cells)
-        return WalkOperator((values, u, None, dense), *sizes, BETA, ALPHA, self.seeds())
+        return WalkOperator(AffinityArguments(values, u, None, dense, *sizes, BETA), ALPHA, self.seeds())
 
 
 SIZES = {
@@ -77,8 +78,8 @@ def step_launch(size: WalkSize, operator: WalkOperator, *, last: bool = False) -
 def adjoint_launch(size: WalkSize, operator: WalkOperator) -> Launch:
     """A step of the adjoint walk."""
     adjoint = size.seeds()
-    pulled = _empty(1, math.prod(size.cells), size.labels) if operator.has_cells else adjoint
-    return AdjointOperator(operator).step.plan(adjoint, pulled, None, torch.empty_like(adjoint))
+    pooled = _empty(1, math.prod(size.cells), size.labels) if operator.has_cells else adjoint
+    return AdjointOperator(operator).step.plan(adjoint, pooled, None, torch.empty_like(adjoint))
 
 
 def walk_launches(precision: str) -> dict[str, list[Launch]]:

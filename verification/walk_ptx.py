@@ -28,6 +28,7 @@ from verification.ptx.memory import SECTOR, GlobalMemory, Traffic
 from verification.ptx.parser import parse
 
 from nerve_kernels import reference
+from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import Launch
 from nerve_kernels._triton.walk.random_walk import WalkOperator
 
@@ -71,7 +72,7 @@ class StepCase:
         if self.last:
             expected = expected / expected.sum(-1, keepdim=True)
         with float32_products(products):
-            operator = WalkOperator((values, u, None, None), *sizes, BETA, ALPHA, seeds)
+            operator = WalkOperator(AffinityArguments(values, u, None, None, *sizes, BETA), ALPHA, seeds)
             out, pooled_out = (torch.full_like(item, math.nan) for item in (p, pooled))
             after = None if self.last or not operator.pools_itself else pooled_out
             planned = operator.step.plan(p, pooled, seeds, out, after, normalize=self.last)

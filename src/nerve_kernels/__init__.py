@@ -15,8 +15,8 @@ from .attention import (
     attention_marginal,
     fuse_attention,
     fuse_attention_maps,
-    head_weights,
 )
+from .heads import head_weights
 from .walk import random_walk, random_walk_limit
 
 __version__ = version("nerve-kernels")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+_HERE = Path(__file__).parent
 _EXTENSION = "_C"
 _CUDA_EXTENSION = "_C_cuda"
 _FAILURE_NOTE = "_build_failure.txt"  # written by setup.py
@@ -30,7 +31,12 @@ def extension_loaded() -> bool:
 
 def load_error() -> str | None:
     """Why the compiled operators cannot be called, or None where they can."""
-    return _load(Path(__file__).parent)
+    return _load(_HERE)
+
+
+def why_not_loaded() -> str | None:
+    """The same as a sentence about the backend."""
+    return None if extension_loaded() else f"the compiled extension is not loaded: {load_error()}"
 
 
 def cuda_extension_loaded() -> bool:
@@ -42,7 +48,12 @@ def cuda_load_error() -> str | None:
     """Why the operators compiled by nvcc cannot be called, or None where they can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    return _load(Path(__file__).parent, _CUDA_EXTENSION)
+    return _load(_HERE, _CUDA_EXTENSION)
+
+
+def why_cuda_not_loaded() -> str | None:
+    """The same as a sentence about the backend."""
+    return None if cuda_extension_loaded() else f"the compiled CUDA extension is not loaded: {cuda_load_error()}"
 
 
 def extension_path(directory: Path, extension: str = _EXTENSION) -> Path | None:

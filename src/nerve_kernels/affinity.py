@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._affinity_arguments import UNUSED_PAIR, OperatorArguments
+from ._arguments import UNUSED_PAIR, AffinityArguments
+from ._operators import walk as operators
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.cell_pooling import average_cells, sum_cells
 from ._operators.checks import (
@@ -56,7 +57,7 @@ def _holds_placeholders(tensor: Any, grid: Any) -> bool:
 class Affinity:
     """What the three affinities share: a shape, products with token columns, a dense form, and moving about."""
 
-    def operator_arguments(self) -> OperatorArguments:
+    def operator_arguments(self) -> AffinityArguments:
         """This affinity as the arguments of the walk's operator."""
         raise NotImplementedError
 
@@ -68,12 +69,12 @@ class Affinity:
     @property
     def device(self) -> torch.device:
         """Where its tensors are."""
-        return next(part for part in self.operator_arguments()[:4] if part is not None).device
+        return self.operator_arguments().tensors[0].device
 
     def __matmul__(self, p: Tensor) -> Tensor:
         """S P for P (B, N, C) or (N, C), in P's dtype, accumulated in float32 or better."""
         columns, squeeze = _columns(p, self.shape)
-        check_same_device(affinity=next(part for part in self.operator_arguments()[:4] if part is not None), P=columns)
+        check_same_device(affinity=self.operator_arguments().tensors[0], P=columns)
         product = self._product(columns)
         return product[0] if squeeze else product
 
@@ -128,13 +129,12 @@ class LocalAffinity(Affinity):
         """(B, N, N)."""
         return self.values.shape[0], self.values.shape[1], self.values.shape[1]
 
-    def operator_arguments(self) -> OperatorArguments:
+    def operator_arguments(self) -> AffinityArguments:
         """Local part only."""
-        return self.values, None, None, None, self.grid, self.window, UNUSED_PAIR, 0.0
+        return AffinityArguments(self.values, grid=self.grid, window=self.window)
 
     def _product(self, p: Tensor) -> Tensor:
-        result: Tensor = torch.ops.nerve_kernels.window_product(self.values, p, self.grid, self.window)
-        return result
+        return operators.window_product(self.values, p, self.grid, self.window)
 
     def to(self, *args: Any, **kwargs: Any) -> LocalAffinity:
         """The same affinity in another dtype or on another device, as ``torch.Tensor.to``."""
@@ -222,9 +222,9 @@ class LowRankAffinity(Affinity):
         """(B, N, N)."""
         return self.u.shape[0], self.u.shape[1], self.u.shape[1]
 
-    def operator_arguments(self) -> OperatorArguments:
+    def operator_arguments(self) -> AffinityArguments:
         """Low-rank part only."""
-        return None, self.u, self.v, None, self.grid, UNUSED_PAIR, self.cells or UNUSED_PAIR, 1.0
+        return AffinityArguments(u=self.u, v=self.v, grid=self.grid, cells=self.cells or UNUSED_PAIR, beta=1.0)
 
     def _product(self, p: Tensor) -> Tensor:
         dtype = accumulation_dtype(self.u, self.v, p)
@@ -284,15 +284,14 @@ class MixedAffinity(Affinity):
         batch, tokens, _ = self.local.shape
         return max(batch, self.low_rank.shape[0]), tokens, tokens
 
-    def operator_arguments(self) -> OperatorArguments:
+    def operator_arguments(self) -> AffinityArguments:
         """Both parts; a part with no share is left out, so that a walk spends nothing on it."""
         if self.beta == 0:
             return self.local.operator_arguments()
         if self.beta == 1:
             return self.low_rank.operator_arguments()
-        values, _, _, _, grid, window, _, _ = self.local.operator_arguments()
-        _, u, v, _, _, _, cells, _ = self.low_rank.operator_arguments()
-        return values, u, v, None, grid, window, cells, self.beta
+        local = self.local
+        return self.low_rank.operator_arguments()._replace(values=local.values, window=local.window, beta=self.beta)
 
     def _product(self, p: Tensor) -> Tensor:
         wide = p.to(accumulation_dtype(self.local.values, self.low_rank.u, p))

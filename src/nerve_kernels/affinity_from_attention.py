@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._operators import attention as operators
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.checks import (
     ONE_OR_MANY,
@@ -86,7 +87,7 @@ def _layers(
         check_tokens(f"{prefix}grid", layer_grids[index], layer_k.shape[2], "k")
         layer_scale = check_scale(scale, layer_q.shape[3])
         if layer_lse is None:
-            layer_lse = torch.ops.nerve_kernels.attention_entropy(layer_q, layer_k, layer_scale, backend)[1]
+            layer_lse = operators.attention_entropy(layer_q, layer_k, layer_scale, backend)[1]
         else:
             check_lse(layer_lse, layer_q, prefix)
         layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, layer_grids[index], layer_scale))
@@ -167,10 +168,7 @@ def local_affinity(
 def _window_attention(
     layer: _Layer, q: Tensor, k: Tensor, lse: Tensor, grid: Grid, window: Grid, normalize: bool, backend: str | None
 ) -> Tensor:
-    result: Tensor = torch.ops.nerve_kernels.local_affinity(
-        q, k, layer.w, lse, grid, window, layer.scale, normalize, backend
-    )
-    return result
+    return operators.local_affinity(q, k, layer.w, lse, grid, window, layer.scale, normalize, backend)
 
 
 def _window_sums(layer: _Layer, index: int, grid: Grid, window: Grid, backend: str | None) -> Tensor:
@@ -252,9 +250,7 @@ def global_affinity(
     pair = default_cells(smallest) if cells is None else check_cells(cells, smallest)
     u: Tensor | None = None
     for layer in layers:
-        part = torch.ops.nerve_kernels.global_affinity(
-            layer.q, layer.k, layer.w, layer.lse, layer.grid, pair, layer.scale, backend
-        )
+        part = operators.global_affinity(layer.q, layer.k, layer.w, layer.lse, layer.grid, pair, layer.scale, backend)
         if layer.grid != target:
             corners = bilinear_corners(layer.grid, target, part.device)
             part = sum(part[:, corner] * weight.to(part.dtype)[:, None] for corner, weight in corners)

@@ -78,7 +78,11 @@ def head_weights(
     marginal: Tensor | Sequence[Tensor] | None = None,
     keep: int | None = None,
 ) -> Tensor | list[Tensor]:
-    """w = softmax over heads and layers of −mean 𝓗/(τ log N_k), or of I/(τ log N_k) with I = H(marginal) − mean 𝓗."""
+    """w = softmax over heads and layers of −mean 𝓗/(τ log N_k), or of I/(τ log N_k) with I = H(marginal) − mean 𝓗.
+
+    ``"uniform"``: of 0. ``keep``: only heads that fewer than ``keep`` others precede, by being better or as good and
+    before.
+    """
     single = isinstance(entropy, Tensor)
     entropies = [entropy] if isinstance(entropy, Tensor) else list(entropy)
     keys = [num_keys] if isinstance(num_keys, int) else list(num_keys)
@@ -93,16 +97,15 @@ def head_weights(
         else:
             score = -mean_entropy
         # one key: every head says the same nothing, so all get the same score
-        scores.append(torch.zeros_like(score) if layer_keys == 1 else score / math.log(layer_keys))
+        says_nothing = layer_keys == 1 or criterion == "uniform"
+        scores.append(torch.zeros_like(score) if says_nothing else score / math.log(layer_keys))
     stacked = torch.cat(scores, dim=1)
     if keep is not None:
-        best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
-        stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
-    weights = (
-        ((stacked - stacked.amax(1, keepdim=True)) / temperature)
-        .softmax(1)
-        .split([score.shape[1] for score in scores], dim=1)
-    )
+        one, other = stacked.unsqueeze(2), stacked.unsqueeze(1)
+        before = torch.ones(stacked.shape[1], stacked.shape[1], dtype=torch.bool, device=stacked.device).tril(-1)
+        preceding = ((other > one) | ((other == one) & before)).sum(2)
+        stacked = stacked.masked_fill(preceding >= keep, -math.inf)
+    weights = (stacked / temperature).softmax(1).split([score.shape[1] for score in scores], dim=1)
     return weights[0] if single else list(weights)
 
 

@@ -8,7 +8,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ._affinity_arguments import UNUSED_PAIR, OperatorArguments
+from ._arguments import AffinityArguments
+from ._operators import walk as operators
 from ._operators.checks import (
     check_backend,
     check_count,
@@ -57,21 +58,21 @@ def steps_for_tolerance(alpha: float, tol: float) -> int:
     return steps - 1 if alpha ** (steps - 1) <= tol else steps
 
 
-def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[OperatorArguments, int]:
+def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[AffinityArguments, int]:
     """The affinity as the operator takes it, and its batch size."""
     if isinstance(affinity, Tensor):
         check_tensor("affinity", affinity, 3, "(B, N, N)")
         check_shape("affinity", affinity, (affinity.shape[0], tokens, tokens), "(B, N, N) for the seeds' N tokens")
-        return (None, None, None, affinity, UNUSED_PAIR, UNUSED_PAIR, UNUSED_PAIR, 0.0), affinity.shape[0]
+        return AffinityArguments(dense=affinity), affinity.shape[0]
     if not isinstance(affinity, Affinity):
         wanted = "a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N)"
         raise TypeError(refusal("affinity", wanted, kind_of(affinity)))
     arguments = affinity.operator_arguments()
-    check_tokens("affinity", arguments[4], tokens, "seeds")
+    check_tokens("affinity", arguments.grid, tokens, "seeds")
     return arguments, affinity.shape[0]
 
 
-def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, OperatorArguments]:
+def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, AffinityArguments]:
     """Seeds as (B, N, C) and the operator's arguments, both checked against each other."""
     if not isinstance(seeds, Tensor) or seeds.dim() not in (2, 3):
         kind, came = (ValueError, shape_of(seeds)) if isinstance(seeds, Tensor) else (TypeError, kind_of(seeds))
@@ -83,7 +84,7 @@ def _prepare(seeds: Tensor, affinity: Affinity | Tensor) -> tuple[Tensor, Operat
         raise ValueError(
             refusal("affinity", f"a batch of {batched.shape[0]} as seeds have, or 1 for all of them", batch)
         )
-    values, u, v, dense = arguments[:4]
+    values, u, v, dense = arguments.parts
     check_same_device(seeds=batched, values=values, u=u, v=v, affinity=dense)
     return batched, arguments
 
@@ -110,7 +111,7 @@ def _check_values(seeds: Tensor, affinity: Affinity | Tensor, *, stochastic: boo
 
 
 def _lowest_dtype(affinity: Affinity) -> torch.dtype:
-    dtypes = [part.dtype for part in affinity.operator_arguments()[:4] if part is not None]
+    dtypes = [part.dtype for part in affinity.operator_arguments().tensors]
     return max(dtypes, key=lambda dtype: STOCHASTIC_TOLERANCE[dtype])
 
 
@@ -186,10 +187,7 @@ def random_walk(
         raise ValueError(refusal("normalize", "False with a single label (C = 1)", True, do))
     if check:
         _check_values(batched, affinity, stochastic=tol is not None)
-    values, u, v, dense, grid, window, cells, beta = arguments
-    result: Tensor = torch.ops.nerve_kernels.random_walk(
-        batched, values, u, v, dense, grid, window, cells, beta, value, count, normalize, backend
-    )
+    result: Tensor = operators.random_walk(batched, *arguments, value, count, normalize, backend)
     return result[0] if seeds.dim() == 2 else result
 
 
@@ -238,10 +236,7 @@ def random_walk_limit(
     batched, arguments = _prepare(seeds, affinity)
     value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
     wanted = check_number("tol", tol, low=math.ulp(0.0), high=math.inf, wanted="> 0")
-    values, u, v, dense, grid, window, cells, beta = arguments
-    result, bound_tensor, _ = torch.ops.nerve_kernels.random_walk_limit(
-        batched, values, u, v, dense, grid, window, cells, beta, value, wanted, backend
-    )
+    result, bound_tensor, _ = operators.random_walk_limit(batched, *arguments, value, wanted, backend)
     bound = float(bound_tensor)
     if not bound <= wanted:
         warnings.warn(

@@ -115,9 +115,8 @@ def test_any_strides_of_the_seeds() -> None:
 def test_the_rule_chooses_it_for_the_target_size_and_not_for_many_labels() -> None:
     for labels, expected in ((21, True), (600, False)):
         problem = walk_problem(6, (64, 64), labels=labels, window=(7, 7), cells=(16, 16), dtype=torch.float32)
-        values, u, v, dense, *sizes = problem.mixed(0.5).to("cuda").operator_arguments()
-        arguments = (problem.seeds.cuda(), values, u, v, dense, *sizes[:3])
-        reason = persistent_walk.why_unsupported_walk(*arguments)
+        arguments = (problem.seeds.cuda(), problem.mixed(0.5).to("cuda").operator_arguments())
+        reason = persistent_walk.why_unsupported(*arguments)
         assert (reason is None and persistent_walk.is_preferred(*arguments)) == expected, reason
 
 

@@ -9,6 +9,8 @@ import torch
 from tests.ops.problems import relative_error
 from tests.triton.walk_problems import KINDS, Problem
 
+from nerve_kernels._arguments import AffinityArguments, match_gradient
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU visible to torch"),
@@ -26,8 +28,13 @@ def operation(name: str):
     return importlib.import_module(f"nerve_kernels._triton.walk.{name}").run
 
 
+def converted(arguments, convert):
+    kinds = {torch.Tensor: convert, AffinityArguments: lambda affinity: affinity.map(convert)}
+    return [kinds.get(type(item), lambda other: other)(item) for item in arguments]
+
+
 def on_gpu(arguments):
-    return [item.cuda() if isinstance(item, torch.Tensor) else item for item in arguments]
+    return converted(arguments, torch.Tensor.cuda)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -49,10 +56,11 @@ def test_gradients(kind, size, affinity_batch):
     grad = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1))
     found = operation("random_walk_backward")(*on_gpu([grad, *arguments]))
     eager = importlib.import_module("nerve_kernels._operators.walk.random_walk_backward").eager
-    wide = [item.double() if isinstance(item, torch.Tensor) else item for item in (grad, *arguments)]
-    for name, result, expected in zip(("seeds", "values", "u", "v", "dense"), found, eager(*wide), strict=True):
-        if expected.numel():
-            assert relative_error(result.cpu(), expected) < 1e-5, name
+    wanted = eager(*converted([grad, *arguments], torch.Tensor.double))
+    names, parts = ("seeds", "values", "u", "v", "dense"), (arguments[0], *arguments[1].parts)
+    for name, result, expected, part in zip(names, found, wanted, parts, strict=True):
+        if part is not None:
+            assert relative_error(result.cpu(), match_gradient(expected, part.double())) < 1e-5, name
 
 
 @pytest.mark.parametrize("kind", KINDS)

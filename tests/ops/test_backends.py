@@ -14,7 +14,7 @@ def test_show_config_names_every_backend_and_why_some_are_missing(capsys):
     printed = capsys.readouterr().out
     assert f"nerve_kernels {nk.__version__}" in printed
     assert torch.__version__ in printed
-    for backend in dispatch.PREFERENCE:
+    for backend in dispatch.BACKENDS:
         assert f"  {backend}" in printed
         state = "available" if backend in nk.available_backends() else "not available: "
         assert state in printed.split(f"  {backend}")[1].splitlines()[1]
@@ -31,7 +31,7 @@ def test_choices_are_recorded_within_a_block_and_nowhere_else():
 def test_eager_is_always_there_and_the_order_is_best_first():
     available = nk.available_backends()
     assert available[-1] == "eager"
-    assert list(available) == [name for name in dispatch.PREFERENCE if name in available]
+    assert list(available) == [name for name in dispatch.BACKENDS if name in available]
 
 
 def test_a_backend_that_cannot_run_says_why_and_never_gives_way_to_another(monkeypatch):
@@ -49,11 +49,11 @@ def test_a_backend_that_cannot_run_says_why_and_never_gives_way_to_another(monke
 
 def test_the_gradient_runs_where_the_caller_named_it_and_else_where_it_can(monkeypatch):
     ran = []
-    forward, backward = (dispatch._implementations[name] for name in ("random_walk", "random_walk_backward"))
+    forward, backward = (dispatch._operations[name] for name in ("random_walk", "random_walk_backward"))
     run = backward["eager"].run
 
     def recording(backend):
-        return dispatch.Implementation(lambda *arguments: (ran.append(backend), run(*arguments))[1], lambda _: None)
+        return dispatch.Implementation(lambda *arguments: (ran.append(backend), run(*arguments))[1])
 
     monkeypatch.setitem(forward, "cuda", forward["eager"])
     monkeypatch.delitem(backward, "cuda", raising=False)

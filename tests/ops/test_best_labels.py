@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import functools
 import os
 import subprocess
@@ -16,8 +17,8 @@ from torch import Tensor
 
 import nerve_kernels as nk
 from nerve_kernels import _native, reference
-from nerve_kernels._operators.pixels import best_labels as operator
 
+operator = importlib.import_module("nerve_kernels._operators.pixels.best_labels")
 OPERATOR = torch.ops.nerve_kernels.best_labels
 ROOT = Path(__file__).parents[2]
 # labels, tokens, pixels: enlarged, shrunk along one side or both, as they are, single tokens, sides that divide nothing

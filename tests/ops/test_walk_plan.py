@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._cuda import random_walk as persistent_walk
 from nerve_kernels._cuda.walk_plan import Machine, WalkPlan, WalkSizes, candidates, is_worthwhile, plan_walk
 from nerve_kernels._operators import dispatch
@@ -94,22 +95,24 @@ class TestChoice:
 
     @pytest.fixture
     def operation(self, monkeypatch):
-        monkeypatch.setitem(dispatch._implementations, "walk", {})
+        monkeypatch.setitem(dispatch._operations, "walk", {})
         return "walk"
 
     def choose(self, operation, *, preferred, triton, argument=1, backend=None):
         dispatch.register(
             operation,
             "cuda",
-            lambda _: "cuda",
-            why_unsupported_arguments=lambda argument: None if argument > 0 else "it is too large",
-            is_preferred=lambda argument: preferred,
+            dispatch.Implementation(
+                lambda tensor, argument: "cuda",
+                why_not=lambda tensor, argument: None if argument > 0 else "it is too large",
+                is_preferred=lambda tensor, argument: preferred,
+            ),
         )
         if triton:
-            dispatch.register(operation, "triton", lambda _: "triton")
-        dispatch.register(operation, "eager", lambda _: "eager")
+            dispatch.register(operation, "triton", dispatch.Implementation(lambda *arguments: "triton"))
+        dispatch.register(operation, "eager", dispatch.Implementation(lambda *arguments: "eager"))
         on_gpu = torch.empty(1, device="meta")
-        return dispatch.choose(operation, backend, (on_gpu,), (argument,))(argument)
+        return dispatch.choose(operation, backend, on_gpu, argument)(on_gpu, argument)
 
     def test_persistent_where_worthwhile(self, operation):
         assert self.choose(operation, preferred=True, triton=True) == "cuda"
@@ -135,10 +138,10 @@ class TestChoice:
 
 def test_affinities_that_the_persistent_walk_does_not_take():
     seeds, u = torch.ones(1, 4, 2), torch.ones(1, 4, 3)
-    shape = ([2, 2], [0, 0], [0, 0])
-    assert "got a dense affinity" in persistent_walk.why_unsupported_walk(
-        seeds, None, None, None, torch.ones(1, 4, 4), *shape
-    )
-    assert "got explicit factors u and v" in persistent_walk.why_unsupported_walk(seeds, None, u, u, None, *shape)
-    assert "the seeds are empty" in persistent_walk.why_unsupported_walk(seeds[:0], u, None, None, None, *shape)
-    assert persistent_walk.why_unsupported_tensors((seeds, u)) == "it runs on cuda tensors, got cpu"
+    for start, affinity, reason in [
+        (seeds, AffinityArguments(dense=torch.ones(1, 4, 4)), "got a dense affinity"),
+        (seeds, AffinityArguments(u=u, v=u, grid=(2, 2)), "got explicit factors u and v"),
+        (seeds[:0], AffinityArguments(u, grid=(2, 2)), "the seeds are empty"),
+    ]:
+        assert reason in persistent_walk.why_affinity_unsupported(start, affinity)
+        assert persistent_walk.why_unsupported(start, affinity, 0.9, 3, True) == "it runs on cuda tensors, got cpu"

@@ -185,7 +185,7 @@ def test_gradients_pass_through_a_named_backend():
 def test_the_interpreter_is_never_chosen_and_refuses_what_it_gets_wrong():
     q = torch.ones(1, 1, 2, 4)
     assert "triton" in nk.available_backends()
-    assert "triton" not in dispatch.choose("attention_entropy", None, (q, q)).__module__
+    assert "triton" not in dispatch.choose("attention_entropy", None, q, q).__module__
     with pytest.raises(nk.BackendUnavailableError, match="multiplies bfloat16 wrongly"):
         nk.attention_entropy(q.bfloat16(), q.bfloat16(), backend="triton")
     with pytest.raises(nk.BackendUnavailableError, match="computes in float32, got float64 inputs"):

@@ -92,13 +92,13 @@ def test_window_product(batch, affinity_batch):
 
 def test_strides_do_not_matter():
     problem = Problem(grid=(4, 10), cells=(2, 5), batch=2, affinity_batch=2)
-    seeds, values, u, *rest = problem.arguments()
+    seeds, affinity, *options = problem.arguments()
 
     def apart(tensor):
         return tensor.transpose(0, 2).contiguous().transpose(0, 2)
 
-    plain = triton_walk.run(seeds, values, u, *rest)
-    assert torch.equal(triton_walk.run(apart(seeds), apart(values), apart(u), *rest), plain)
+    plain = triton_walk.run(seeds, affinity, *options)
+    assert torch.equal(triton_walk.run(apart(seeds), affinity.map(apart), *options), plain)
 
 
 def test_rows_of_an_affinity_beyond_32_bits(tmp_path):
@@ -133,7 +133,7 @@ def test_one_launch_a_step_where_cells_are_even(monkeypatch):
 
 def test_the_public_walk_and_its_gradient_take_the_named_backend():
     problem = Problem(grid=(4, 10), cells=(2, 5))
-    seeds, values, u, *_ = problem.arguments()
+    seeds, (values, u, *_), *_ = problem.arguments()
     values = values.nan_to_num()
 
     def gradients(backend):

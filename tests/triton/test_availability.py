@@ -12,8 +12,9 @@ import torch
 import nerve_kernels as nk
 from nerve_kernels._operators import dispatch
 from nerve_kernels._triton import availability
+from nerve_kernels.environment import interpreting_triton
 
-pytestmark = pytest.mark.skipif(availability.interpreting(), reason="says what is said without the interpreter")
+pytestmark = pytest.mark.skipif(interpreting_triton(), reason="says what is said without the interpreter")
 OPERATIONS = ["attention_entropy", "attention_map_entropy", "attention_marginal", "fuse_attention",
               "fuse_attention_maps", "global_affinity", "local_affinity", "random_walk", "random_walk_backward",
               "window_product"]  # fmt: skip
@@ -26,7 +27,7 @@ def test_cpu_tensors_are_refused(operation):
     if availability.missing_triton() is not None:
         reason = "triton is not installed"
     with pytest.raises(nk.BackendUnavailableError, match=reason):
-        dispatch.choose(operation, "triton", (q, q))
+        dispatch.choose(operation, "triton", q, q)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

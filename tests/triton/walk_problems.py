@@ -12,6 +12,7 @@ from tests.ops.problems import relative_error
 from torch import Tensor
 
 from nerve_kernels import reference
+from nerve_kernels._arguments import AffinityArguments, match_gradient
 from nerve_kernels._operators.walk import random_walk_backward
 from nerve_kernels.grids import window_neighbours
 
@@ -71,7 +72,8 @@ class Problem:
         grid = [0, 0] if dense is not None else list(self.grid)
         window = [0, 0] if values is None else list(self.window)
         cells = list(self.cells) if u is not None and v is None else [0, 0]
-        return self.seeds(), values, u, v, dense, grid, window, cells, BETA, ALPHA, self.steps, self.normalize
+        affinity = AffinityArguments(values, u, v, dense, grid, window, cells, BETA)
+        return self.seeds(), affinity, ALPHA, self.steps, self.normalize
 
     def affinity(self) -> Tensor:
         """S in float64."""
@@ -106,15 +108,15 @@ def random_walk(run: Callable[..., Any], **options: Any) -> None:
 def walk_gradients(run: Callable[..., Any], **options: Any) -> None:
     """Gradients of a problem against those of eager, in float64."""
     problem = Problem(**options)
-    seeds, *rest = problem.arguments()
+    seeds, affinity, *options = problem.arguments()
     grad = torch.randn(seeds.shape, generator=torch.Generator().manual_seed(7))
-    wide = [item.double() if isinstance(item, Tensor) else item for item in (grad, seeds, *rest)]
-    expected = random_walk_backward.eager(*wide)
-    parts = [seeds, *rest[:4]]
+    expected = random_walk_backward.eager(grad.double(), seeds.double(), affinity.map(Tensor.double), *options)
     names = ("seeds", "values", "u", "v", "dense")
-    for name, found, wanted, part in zip(names, run(grad, seeds, *rest), expected, parts, strict=True):
+    found_gradients = run(grad, seeds, affinity, *options)
+    for name, found, wanted, part in zip(names, found_gradients, expected, (seeds, *affinity.parts), strict=True):
+        found, wanted = match_gradient(found, part), match_gradient(wanted, None if part is None else part.double())
         if part is None:
-            assert found.numel() == 0
+            assert found is wanted is None
             continue
         assert found.dtype == part.dtype
         tolerance = 2 * TOLERANCE if part.dtype == torch.float32 else 5e-4
@@ -124,7 +126,7 @@ def walk_gradients(run: Callable[..., Any], **options: Any) -> None:
 def window_product(run: Callable[..., Any], **options: Any) -> None:
     """S_local P against its definition; either batch may be 1."""
     problem = Problem(**{"kind": "local", **options})
-    seeds, values, *_ = problem.arguments()
+    seeds, (values, *_), *_ = problem.arguments()
     result = run(values, seeds, list(problem.grid), list(problem.window))
     dense = reference.window_to_dense(values, grid=problem.grid, window=problem.window)
     assert result.dtype == seeds.dtype

@@ -9,98 +9,54 @@ import torch
 from torch import Tensor
 
 from nerve_kernels import _native
+from nerve_kernels._arguments import AffinityArguments, tensors_of, why_not_float64, why_not_on_gpu
 
 from .walk_plan import Machine, WalkPlan, WalkSizes, is_worthwhile, plan_walk
 
-MIN_CUDA_CAPABILITY = (8, 0)  # the oldest that csrc/cuda/ is compiled for
 
-
-def why_unsupported_tensors(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why the extension cannot take these tensors, or None."""
-    devices = sorted({tensor.device.type for tensor in tensors})
-    if devices != ["cuda"]:
-        return f"it runs on cuda tensors, got {', '.join(devices)}"
-    if not _native.cuda_extension_loaded():
-        return f"the compiled CUDA extension is not loaded: {_native.cuda_load_error()}"
-    capability = torch.cuda.get_device_capability(tensors[0].device)
-    if capability < MIN_CUDA_CAPABILITY:
-        return f"it needs compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
-        return "it computes in float32, got float64 inputs"
-    return None
-
-
-def why_unsupported_walk(
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    *options: Any,
-) -> str | None:
+def why_unsupported(seeds: Tensor, affinity: AffinityArguments, *options: Any) -> str | None:
     """Why it cannot run this walk, or None; asks the GPU of the seeds what it holds."""
-    if dense is not None:
+    tensors = tensors_of((seeds, affinity))
+    reason = why_not_on_gpu(tensors) or _native.why_cuda_not_loaded() or why_not_float64(tensors)
+    return reason or why_affinity_unsupported(seeds, affinity)
+
+
+def why_affinity_unsupported(seeds: Tensor, affinity: AffinityArguments) -> str | None:
+    """The part of :func:`why_unsupported` that follows from what is walked on."""
+    if affinity.dense is not None:
         return "it walks on window values and cells, got a dense affinity"
-    if v is not None:
+    if affinity.v is not None:
         return "it averages over cells, got explicit factors u and v"
     if seeds.numel() == 0:
         return "there is nothing to walk on: the seeds are empty"
-    plan = _plan(_sizes(seeds, values, u, grid, window, cells), seeds.device)
+    plan = _plan(_sizes(seeds, affinity), seeds.device)
     return plan if isinstance(plan, str) else None
 
 
-def is_preferred(
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    *options: Any,
-) -> bool:
+def is_preferred(seeds: Tensor, affinity: AffinityArguments, *options: Any) -> bool:
     """Whether a walk that it can run should run on it rather than on Triton: the rule of ``walk_plan``."""
-    return is_worthwhile(_plan(_sizes(seeds, values, u, grid, window, cells), seeds.device))
+    return is_worthwhile(_plan(_sizes(seeds, affinity), seeds.device))
 
 
-def run(
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    steps: int,
-    normalize: bool,
-) -> Tensor:
+def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool) -> Tensor:
     """All steps in one launch."""
-    plan = _plan(_sizes(seeds, values, u, grid, window, cells), seeds.device)
+    plan = _plan(_sizes(seeds, affinity), seeds.device)
     assert isinstance(plan, WalkPlan)
     layout = [plan.labels_per_lane, *plan.tile, plan.cells_per_chunk, int(plan.u_resident)]
-    values, u = (None if part is None else part.contiguous() for part in (values, u))
+    values, u, _, _, *sizes = affinity.map(Tensor.contiguous)
     result: Tensor = torch.ops.nerve_kernels._random_walk_cuda(
-        seeds.contiguous(), values, u, grid, window, cells, beta, alpha, steps, normalize, layout
+        seeds.contiguous(), values, u, *sizes, alpha, steps, normalize, layout
     )
     return result
 
 
-def _sizes(
-    seeds: Tensor, values: Tensor | None, u: Tensor | None, grid: list[int], window: list[int], cells: list[int]
-) -> WalkSizes:
+def _sizes(seeds: Tensor, affinity: AffinityArguments) -> WalkSizes:
     return WalkSizes(
         batch=seeds.shape[0],
         labels=seeds.shape[2],
-        grid=(grid[0], grid[1]),
-        window=(0, 0) if values is None else (window[0], window[1]),
-        cells=(0, 0) if u is None else (cells[0], cells[1]),
+        grid=(affinity.grid[0], affinity.grid[1]),
+        window=(0, 0) if affinity.values is None else (affinity.window[0], affinity.window[1]),
+        cells=(0, 0) if affinity.u is None else (affinity.cells[0], affinity.cells[1]),
     )
 
 

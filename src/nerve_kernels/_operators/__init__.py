@@ -1,6 +1,8 @@
-"""The operators: one file each, holding schema, fake, gradient, vmap rule, eager implementation and choice of backend.
+"""The operators of ``torch.ops.nerve_kernels``: one file and one declaration each, by stage.
 
-Importing this package defines ``torch.ops.nerve_kernels.*``; no compiled file is needed for an operator to exist.
+Importing this package defines them; no compiled file is needed for an operator to exist. ``library`` derives from a
+declaration what torch wants of it, ``dispatch`` chooses the backend of a call, ``checks`` refuse what does not fit
+before an operator is called.
 """
 
 from . import attention, pixels, walk

@@ -200,7 +200,7 @@ def check_grid(name: str, grid: Any) -> Grid:
     return pair
 
 
-def check_tokens(name: str, grid: Grid, tokens: int, what: str) -> None:
+def check_tokens(name: str, grid: Sequence[int], tokens: int, what: str) -> None:
     """Raise where a grid does not hold as many tokens as ``what`` has."""
     if grid[0] * grid[1] != tokens:
         count = f"{grid[0]} × {grid[1]} = {grid[0] * grid[1]}"

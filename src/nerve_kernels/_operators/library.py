@@ -1,29 +1,165 @@
-"""How an operator is made: schema, implementation, fake, gradient and batching rule, each registered in one call.
+"""How an operator is made: one declaration, from which everything that torch wants of it is derived.
 
 ``Library.define`` and ``impl`` are used rather than ``torch.library.custom_op``: the same operator at a fraction of the
-overhead of a call. Every public operator takes its batch in the leading dimension of each tensor, so one batching rule
-serves them all: the mapped dimension is folded into the batch.
+overhead of a call. Every operator takes its tensors first and its options after them, and its batch in the leading
+dimension of each tensor.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nerve_kernels._arguments import AffinityArguments, match_gradient
+from nerve_kernels._triton import availability
+
+from . import dispatch
+from .dispatch import Implementation
+
 NAMESPACE = "nerve_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+AFFINITY = (
+    "Tensor? values, Tensor? u, Tensor? v, Tensor? dense, SymInt[] grid, SymInt[] window, SymInt[] cells, float beta"
+)
+"""An affinity in a schema. Implementations take it as one ``AffinityArguments``, whose fields these are."""
+
+Function = Callable[..., Any]
 
 
-def define(schema: str) -> None:
-    """Declare an operator from ``name(arguments) -> results``."""
+class _Schema:
+    """What the text of a schema says of an operator's arguments, and how implementations take them."""
+
+    def __init__(self, text: str) -> None:
+        parsed = torch._C.parse_schema(text)
+        self.name, self.results = parsed.name, len(parsed.returns)
+        self.arguments, self.returns = text[len(self.name) + 1 :].split(") -> ")
+        self.private_arguments = re.sub(r"=\w+", "", self.arguments)  # without defaults
+        self.names = [argument.name for argument in parsed.arguments]
+        self.tensors = sum(str(argument.type) in ("Tensor", "Optional[Tensor]") for argument in parsed.arguments)
+        self._defaults = tuple(argument.default_value for argument in parsed.arguments)
+        self._affinity: slice | None = None
+        if AFFINITY in self.arguments:
+            first = self.names.index(AffinityArguments._fields[0])
+            self._affinity = slice(first, first + len(AffinityArguments._fields))
+
+    def bind(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments as implementations take them; what the caller gave beside those of the schema is dropped."""
+        count = len(self._defaults)
+        if len(arguments) != count:  # torch leaves out those at the end that have their default
+            arguments = arguments[:count] + self._defaults[len(arguments) :]
+        if self._affinity is None:
+            return arguments
+        before, after = arguments[: self._affinity.start], arguments[self._affinity.stop :]
+        return *before, AffinityArguments(*arguments[self._affinity]), *after
+
+    def binding(self, function: Function) -> Function:
+        """``function``, which takes what implementations take, as one that takes what the operator takes."""
+        return lambda *arguments: function(*self.bind(arguments))
+
+    def backend(self, arguments: tuple[Any, ...]) -> str | None:
+        """What the caller gave beside the arguments of the schema."""
+        return arguments[len(self._defaults)] if len(arguments) > len(self._defaults) else None
+
+
+class Gradient:
+    """How an operator is differentiated: an operation of its own, ``<operator>_backward``, with backends of its own.
+
+    An implementation is called with the gradients of the operator's results, with its arguments and, with
+    ``saves_results``, with its results. It returns one gradient for each tensor among the arguments: in any precision,
+    not yet summed over a batch that was broadcast, None for zeros and for a tensor that is not there. Where the caller
+    named a backend that has no gradient, the best that can run on the device takes its place.
+
+    Args:
+        eager: The implementation that runs on every device.
+        cpp: The implementation in compiled operators.
+        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is.
+        saves_results: Whether implementations need what the operator returned.
+        results: How many of the operator's results, from the first, are differentiable (and saved); None: all.
+    """
+
+    def __init__(
+        self,
+        eager: Function,
+        *,
+        cpp: Function | None = None,
+        triton: str | None = None,
+        saves_results: bool = False,
+        results: int | None = None,
+    ) -> None:
+        self.eager, self.cpp, self.triton = eager, cpp, triton
+        self.saves_results, self.results = saves_results, results
+
+
+class Operator:
+    """One public operator, ``torch.ops.nerve_kernels.<name>``; calling the declaration calls the operator.
+
+    Args:
+        schema: ``name(Tensor …, options …) -> results``. The operator takes ``str? backend=None`` besides. Grids are
+            ``SymInt[]``; an affinity is ``AFFINITY``.
+        eager: The implementation in plain torch, for every device.
+        fake: The results without their numbers, made with ``new_empty`` from what implementations are called with.
+        backward: How it is differentiated; a function is the eager implementation of a :class:`Gradient`.
+        cpp: Whether the compiled extension has ``_<name>_cpp`` with the same arguments; a function instead calls what
+            the extension has.
+        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is, imported at its first call.
+        why_not_triton: Why Triton cannot take some arguments, or None.
+        cuda: The implementation in CUDA C++.
+        vmap: Whether a mapped dimension can be folded into the batch.
+        broadcasts: Tensors whose batch of 1 the operator itself broadcasts; ``vmap`` does not repeat those.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        eager: Function,
+        fake: Function,
+        backward: Gradient | Function | None = None,
+        cpp: bool | Function = True,
+        triton: str | None = None,
+        why_not_triton: Function = availability.why_unsupported,
+        cuda: Implementation | None = None,
+        vmap: bool = True,
+        broadcasts: Sequence[str] = (),
+    ) -> None:
+        self.schema = parsed = _Schema(schema)
+        name = parsed.name
+        if cpp is True:
+            cpp = define_native(f"_{name}_cpp({parsed.private_arguments}) -> {parsed.returns}", fake)
+        _register_backends(name, eager, cpp or None, triton, why_not_triton, cuda)
+
+        def run(*arguments: Any) -> Any:
+            bound = parsed.bind(arguments)
+            return dispatch.choose(name, parsed.backend(arguments), *bound)(*bound)
+
+        self.overload = _define(parsed, run, parsed.binding(fake))
+        if backward is not None:
+            gradient = backward if isinstance(backward, Gradient) else Gradient(backward)
+            _differentiate(parsed, gradient, why_not_triton)
+        if vmap:
+            _fold_batch(self.overload, [parsed.names.index(tensor) for tensor in broadcasts])
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The operator on its arguments and, at their end, the name of a backend."""
+        return self.overload(*arguments)
+
+
+def define_native(schema: str, fake: Function | None = None) -> Function:
+    """Declare a private operator that a compiled extension implements, so that it exists where that is missing."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    parsed = _Schema(schema)
+    if fake is not None:
+        torch.library.register_fake(f"{NAMESPACE}::{parsed.name}", parsed.binding(fake), lib=LIBRARY)
+    overload: Function = getattr(torch.ops.nerve_kernels, parsed.name).default
+    return overload
 
 
-def implement(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register what an operator computes, on every device, and the shapes of what it returns.
+def _define(schema: _Schema, run: Function, fake: Function) -> Any:
+    """Declare an operator that also takes a backend, what it computes on every device, and its fake.
 
     Autocast is switched off inside: operators state their own precision (float32 or better), and a surrounding
     autocast region must not lower it.
@@ -32,26 +168,89 @@ def implement(name: str, function: Callable[..., Any], fake: Callable[..., Any])
     def without_autocast(*arguments: Any) -> Any:
         device = next(item.device for item in arguments if isinstance(item, Tensor))
         if not torch.is_autocast_enabled(device.type):
-            return function(*arguments)
+            return run(*arguments)
         with torch.autocast(device.type, enabled=False):
-            return function(*arguments)
+            return run(*arguments)
 
-    LIBRARY.impl(name, without_autocast, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-
-
-def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    """Register an operator's gradient. ``backward`` calls an operator of its own, so that it can be compiled whole."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    text = f"{schema.name}({schema.arguments}, str? backend=None) -> {schema.returns}"
+    LIBRARY.define(text, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(schema.name, without_autocast, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{schema.name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.nerve_kernels, schema.name).default
 
 
-def fold_batch(name: str, broadcastable: Sequence[int] = ()) -> None:
+def _register_backends(
+    operation: str,
+    eager: Function,
+    cpp: Function | None,
+    triton: str | None,
+    why_not_triton: Function,
+    cuda: Implementation | None = None,
+) -> None:
+    dispatch.register(operation, "eager", Implementation(eager))
+    if cpp is not None:
+        dispatch.register(operation, "cpp", Implementation(cpp, dispatch.why_unsupported_cpp))
+    if triton is not None:
+        dispatch.register(operation, "triton", Implementation(availability.run_lazily(triton), why_not_triton))
+    if cuda is not None:
+        dispatch.register(operation, "cuda", cuda)
+
+
+def _differentiate(forward: _Schema, gradient: Gradient, why_not_triton: Function) -> None:
+    """Register the gradient, through an operator of its own, ``_<name>_backward``, so that it can be compiled whole."""
+    operation = f"{forward.name}_backward"
+    _register_backends(operation, gradient.eager, gradient.cpp, gradient.triton, why_not_triton)
+    differentiable = forward.results if gradient.results is None else gradient.results
+    saved = differentiable if gradient.saves_results else 0
+    tensors = slice(differentiable, differentiable + forward.tensors)
+    arguments = [
+        *(f"Tensor grad_{number}" for number in range(differentiable)),
+        forward.private_arguments,
+        *(f"Tensor result_{number}" for number in range(saved)),
+    ]
+    schema = _Schema(f"_{operation}({', '.join(arguments)}) -> ({', '.join(['Tensor'] * forward.tensors)})")
+
+    def as_results(gradients: Sequence[Tensor | None], like: Tensor) -> Any:
+        """Gradients as an operator returns them: an empty tensor stands for one of a tensor that is not there."""
+        results = [like.new_empty(0) if item is None else item for item in gradients]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run(*arguments: Any) -> Any:
+        backend, bound = schema.backend(arguments), schema.bind(arguments)
+        named = backend if backend is not None and dispatch.is_implemented(operation, backend) else None
+        gradients = dispatch.choose(operation, named, *bound)(*bound)
+        pairs = zip(gradients, arguments[tensors], strict=True)
+        return as_results([match_gradient(item, tensor) for item, tensor in pairs], arguments[0])
+
+    def fake(*arguments: Any) -> Any:
+        present = [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[tensors]]
+        return as_results(present, arguments[0])
+
+    overload = _define(schema, run, fake)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        results = (output,) if forward.results == 1 else output
+        ctx.options = inputs[forward.tensors :]  # and the backend
+        ctx.mark_non_differentiable(*results[differentiable:])
+        ctx.save_for_backward(*inputs[: forward.tensors], *results[:saved])
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, results = ctx.saved_tensors[: forward.tensors], ctx.saved_tensors[forward.tensors :]
+        *options, backend = ctx.options
+        gradients = overload(*grads[:differentiable], *inputs, *options, *results, backend)
+        gradients = (gradients,) if forward.tensors == 1 else gradients
+        present = (item if tensor is not None else None for item, tensor in zip(gradients, inputs, strict=True))
+        return *present, *(None for _ in ctx.options)
+
+    torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _fold_batch(operator: Any, broadcastable: Sequence[int]) -> None:
     """Register a ``vmap`` rule that folds the mapped dimension into each tensor's leading batch dimension.
 
     ``broadcastable`` are the positions of arguments whose batch of 1 the operator itself broadcasts: where those are
     not mapped they stay as they are, instead of being repeated.
     """
-    operator = getattr(torch.ops.nerve_kernels, name).default
 
     def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
         size = info.batch_size
@@ -72,7 +271,7 @@ def fold_batch(name: str, broadcastable: Sequence[int] = ()) -> None:
             return outputs.unflatten(0, (size, -1)), 0
         return tuple(output.unflatten(0, (size, -1)) for output in outputs), tuple(0 for _ in outputs)
 
-    torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=LIBRARY)
+    torch.library.register_vmap(operator, rule, lib=LIBRARY)
 
 
 def _mapped_first(argument: Any, dim: int | None, size: int) -> Any:

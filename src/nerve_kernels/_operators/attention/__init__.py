@@ -1,19 +1,19 @@
-"""Operators on q and k, or on explicit attention maps; none but ``fuse_attention`` makes a dense map."""
+"""Operators on q and k, or on explicit attention maps; none but those that fuse maps return a dense one."""
 
-from . import (
-    attention_entropy,
-    attention_map_entropy,
-    attention_marginal,
-    fuse_attention,
-    global_affinity,
-    local_affinity,
-)
+from .attention_entropy import attention_entropy
+from .attention_map_entropy import attention_map_entropy
+from .attention_marginal import attention_marginal
+from .fuse_attention import fuse_attention
+from .fuse_attention_maps import fuse_attention_maps
+from .global_affinity import global_affinity
+from .local_affinity import local_affinity
 
 __all__ = [
     "attention_entropy",
     "attention_map_entropy",
     "attention_marginal",
     "fuse_attention",
+    "fuse_attention_maps",
     "global_affinity",
     "local_affinity",
 ]

@@ -12,25 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators import dispatch
-from nerve_kernels._operators.library import define, differentiate, fold_batch, implement
-from nerve_kernels._triton.availability import run_lazily, why_unsupported_attention
+from nerve_kernels._operators.library import Operator
+from nerve_kernels._triton.availability import why_unsupported_heads
 from nerve_kernels.grids import MIN_WINDOW_MASS
-
-define(
-    "local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window, float scale,"
-    " bool normalize=True, str? backend=None) -> Tensor"
-)
-define(
-    "_local_affinity_backward(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,"
-    " float scale, bool normalize) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-# implemented by the compiled extension, csrc/cpu/
-define(
-    "_local_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window, float scale,"
-    " bool normalize) -> Tensor"
-)
-
 
 Rectangle = tuple[slice, slice]
 
@@ -73,14 +57,6 @@ def eager(
     return normalize_window_rows(sums) if normalize else sums
 
 
-def cpp(
-    q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], window: list[int], scale: float, normalize: bool
-) -> Tensor:
-    """Scores of the window only, a grid row of queries against the grid rows of keys that it sees."""
-    result: Tensor = torch.ops.nerve_kernels._local_affinity_cpp(q, k, w, lse, grid, window, scale, normalize)
-    return result
-
-
 def normalize_window_rows(sums: Tensor) -> Tensor:
     """Rows divided by their sum; a row below the mass floor becomes 1 at its own token and 0 elsewhere."""
     mass = sums.sum(-1, keepdim=True)
@@ -89,37 +65,12 @@ def normalize_window_rows(sums: Tensor) -> Tensor:
     return torch.where(mass < MIN_WINDOW_MASS, identity, sums / mass)
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    w: Tensor,
-    lse: Tensor,
-    grid: list[int],
-    window: list[int],
-    scale: float,
-    normalize: bool = True,
-    backend: str | None = None,
-) -> Tensor:
-    run = dispatch.choose("local_affinity", backend, (q, k, w, lse))
-    result: Tensor = run(q, k, w, lse, grid, window, scale, normalize)
-    return result
-
-
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    w: Tensor,
-    lse: Tensor,
-    grid: list[int],
-    window: list[int],
-    scale: float,
-    normalize: bool = True,
-    backend: str | None = None,
-) -> Tensor:
+def fake(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], window: list[int], *options: Any) -> Tensor:
+    """Window values."""
     return lse.new_empty((q.shape[0], q.shape[2], window[0] * window[1]))
 
 
-def _run_backward(
+def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -152,45 +103,15 @@ def _run_backward(
         grad_lse[:, :, y, x] -= grad_scores
         grad_q[:, :, y, x] += scale * grad_scores.unsqueeze(-1) * key
         grad_k[:, :, key_y, key_x] += scale * grad_scores.unsqueeze(-1) * query
-    return (
-        grad_q.flatten(2, 3).to(q.dtype),
-        grad_k.flatten(2, 3).to(k.dtype),
-        grad_w.to(w.dtype),
-        grad_lse.flatten(2, 3),
-    )
+    return grad_q.flatten(2, 3), grad_k.flatten(2, 3), grad_w, grad_lse.flatten(2, 3)
 
 
-def _fake_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    w: Tensor,
-    lse: Tensor,
-    grid: list[int],
-    window: list[int],
-    scale: float,
-    normalize: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), w.new_empty(w.shape), lse.new_empty(lse.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, w, lse, ctx.grid, ctx.window, ctx.scale, ctx.normalize, _ = inputs
-    ctx.save_for_backward(q, k, w, lse)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.nerve_kernels._local_affinity_backward(
-        grad, *ctx.saved_tensors, ctx.grid, ctx.window, ctx.scale, ctx.normalize
-    )
-    return *grads, None, None, None, None, None
-
-
-implement("local_affinity", _run, _fake)
-implement("_local_affinity_backward", _run_backward, _fake_backward)
-torch.library.register_fake("nerve_kernels::_local_affinity_cpp", _fake)
-differentiate("local_affinity", _backward, _setup_context)
-fold_batch("local_affinity")
-dispatch.register("local_affinity", "eager", eager)
-dispatch.register("local_affinity", "cpp", cpp, dispatch.why_unsupported_cpp)
-dispatch.register("local_affinity", "triton", run_lazily("attention.local_affinity"), why_unsupported_attention)
+local_affinity = Operator(
+    "local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window, float scale,"
+    " bool normalize=True) -> Tensor",
+    eager=eager,
+    fake=fake,
+    backward=backward,
+    triton="attention.local_affinity",
+    why_not_triton=why_unsupported_heads,
+)

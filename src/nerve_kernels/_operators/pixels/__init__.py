@@ -1,5 +1,5 @@
 """Operators from tokens to the pixels of an image."""
 
-from . import best_labels
+from .best_labels import best_labels
 
 __all__ = ["best_labels"]

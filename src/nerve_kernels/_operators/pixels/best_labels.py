@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from nerve_kernels._operators import dispatch
-from nerve_kernels._operators.library import accumulation_dtype, define, fold_batch, implement
-from nerve_kernels._triton.availability import run_lazily, why_unsupported_maps
+from nerve_kernels._operators.library import Operator, accumulation_dtype, define_native
 
 BLOCK_BYTES = 64 * 2**20
 """Probabilities of pixels that the eager form holds at a time."""
 
-define(
-    "best_labels(Tensor planes, SymInt height, SymInt width, float threshold, int fallback, str? backend=None)"
-    " -> Tensor"
+
+def fake(tokens: Tensor, height: int, width: int, *options: Any) -> Tensor:
+    """A label for each pixel."""
+    return tokens.new_empty((tokens.shape[0], height, width), dtype=torch.int64)
+
+
+# csrc/cpu/pixels/best_labels.h: from tokens with their labels last, in float32 or float64
+best_labels_cpp = define_native(
+    "_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor",
+    fake,
 )
-# implemented by the compiled extension, csrc/cpu/pixels/best_labels.h
-define("_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor")
 
 
 def eager(planes: Tensor, height: int, width: int, threshold: float, fallback: int) -> Tensor:
@@ -62,27 +67,14 @@ def _rows_between(tokens: int, pixels: int, dtype: torch.dtype, device: torch.de
 def cpp(planes: Tensor, height: int, width: int, threshold: float, fallback: int) -> Tensor:
     """The compiled kernel: labels that cannot win between four tokens are left out for all pixels there."""
     tokens = planes.to(accumulation_dtype(planes)).permute(0, 2, 3, 1)
-    result: Tensor = torch.ops.nerve_kernels._best_labels_cpp(tokens, height, width, threshold, fallback)
+    result: Tensor = best_labels_cpp(tokens, height, width, threshold, fallback)
     return result
 
 
-def _run(
-    planes: Tensor, height: int, width: int, threshold: float, fallback: int, backend: str | None = None
-) -> Tensor:
-    run = dispatch.choose("best_labels", backend, (planes,))
-    result: Tensor = run(planes, height, width, threshold, fallback)
-    return result
-
-
-def _fake(
-    planes: Tensor, height: int, width: int, threshold: float, fallback: int, backend: str | None = None
-) -> Tensor:
-    return planes.new_empty((planes.shape[0], height, width), dtype=torch.int64)
-
-
-implement("best_labels", _run, _fake)
-torch.library.register_fake("nerve_kernels::_best_labels_cpp", _fake)
-fold_batch("best_labels")
-dispatch.register("best_labels", "eager", eager)
-dispatch.register("best_labels", "cpp", cpp, dispatch.why_unsupported_cpp)
-dispatch.register("best_labels", "triton", run_lazily("pixels.best_labels"), why_unsupported_maps)
+best_labels = Operator(
+    "best_labels(Tensor planes, SymInt height, SymInt width, float threshold, int fallback) -> Tensor",
+    eager=eager,
+    fake=fake,
+    cpp=cpp,
+    triton="pixels.best_labels",
+)

@@ -1,5 +1,7 @@
-"""Operators on an affinity: its product with label columns, the random walk, its adjoint and its limit."""
+"""Operators on an affinity: its product with label columns, the random walk, and its limit."""
 
-from . import random_walk, random_walk_backward, random_walk_limit, window_product
+from .random_walk import random_walk
+from .random_walk_limit import random_walk_limit
+from .window_product import window_product
 
-__all__ = ["random_walk", "random_walk_backward", "random_walk_limit", "window_product"]
+__all__ = ["random_walk", "random_walk_limit", "window_product"]

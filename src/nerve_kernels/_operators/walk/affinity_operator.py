@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerve_kernels._affinity_arguments import Parts
+from nerve_kernels._arguments import AffinityArguments, Parts
 from nerve_kernels._operators.cell_pooling import average_cells, spread_cells
+from nerve_kernels._operators.library import accumulation_dtype
 
 from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
 
@@ -18,22 +19,13 @@ from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_va
 class AffinityOperator:
     """β U Vᵀ + (1−β) S_local, or a dense S, in one working precision."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        grid: list[int],
-        window: list[int],
-        cells: list[int],
-        beta: float,
-        dtype: torch.dtype,
-    ) -> None:
-        values, u, v, dense = (None if part is None else part.to(dtype) for part in parts)
-        self.u, self.v, self.dense = u, v, dense
-        self.grid, self.window, self.cells = grid, window, cells
-        self.beta = beta if values is not None else 1.0
-        self.local_share = 1.0 - beta if u is not None else 1.0
-        self.geometry = TileGeometry((grid[0], grid[1]), (window[0], window[1])) if values is not None else None
-        self.values = values
+    def __init__(self, affinity: AffinityArguments, dtype: torch.dtype) -> None:
+        self.affinity = affinity.map(lambda part: part.to(dtype))
+        self.values, self.u, self.v, self.dense = self.affinity.parts
+        self.grid, self.cells = list(affinity.grid), list(affinity.cells)
+        self.beta = affinity.beta if self.values is not None else 1.0
+        self.local_share = 1.0 - affinity.beta if self.u is not None else 1.0
+        self.geometry = TileGeometry.of(affinity.grid, affinity.window)
         self._forward: Tensor | None = None
         self._adjoint: Tensor | None = None
 
@@ -51,7 +43,7 @@ class AffinityOperator:
         total = None
         if self.u is not None:
             total = self.beta * (self.u @ self._average(p))
-        if self.values is not None and self.geometry is not None:
+        if self.values is not None:
             if self._forward is None:
                 self._forward = self._prepare(self.values)
             local = tiled_product(self._forward, p, self.geometry)
@@ -68,7 +60,7 @@ class AffinityOperator:
             pooled = self.u.transpose(-1, -2) @ p
             spread = spread_cells(pooled, self.grid, self.cells) if self.v is None else self.v @ pooled
             total = self.beta * spread
-        if self.values is not None and self.geometry is not None:
+        if self.values is not None:
             if self._adjoint is None:
                 self._adjoint = self._prepare(transpose_values(self.values, self.geometry))
             local = tiled_product(self._adjoint, p, self.geometry)
@@ -78,7 +70,6 @@ class AffinityOperator:
 
     def _prepare(self, values: Tensor) -> Tensor:
         """Window values times their share of S, laid out for the product: once for all steps of a walk."""
-        assert self.geometry is not None
         return self.local_share * tile_values(values, self.geometry)
 
     def gradient(self, left: Tensor, p: Tensor) -> Parts:
@@ -95,7 +86,6 @@ class AffinityOperator:
         return grad_values, grad_u, grad_v, None
 
     def _values_gradient(self, left: Tensor, p: Tensor) -> Tensor:
-        assert self.geometry is not None
         return values_gradient(left, p, self.geometry)
 
     def _average(self, p: Tensor) -> Tensor:
@@ -110,3 +100,14 @@ def add_parts(total: Parts | None, more: Parts) -> Parts:
     return tuple(  # type: ignore[return-value]
         left if left is None or right is None else left.add_(right) for left, right in zip(total, more, strict=True)
     )
+
+
+def working_dtype(seeds: Tensor, affinity: AffinityArguments) -> torch.dtype:
+    """float64 where the seeds or the affinity are, else float32."""
+    return accumulation_dtype(seeds, *affinity.parts)
+
+
+def row_totals(p: Tensor) -> Tensor:
+    """Row sums to divide by; 1 where a row sums to 0, so that a zero row stays zero."""
+    total = p.sum(-1, keepdim=True)
+    return torch.where(total == 0, 1, total)

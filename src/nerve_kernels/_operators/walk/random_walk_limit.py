@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nerve_kernels._affinity_arguments import Parts, match_parts
-from nerve_kernels._operators import dispatch
+from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._operators.checks import refusal
-from nerve_kernels._operators.library import define, differentiate, implement
+from nerve_kernels._operators.library import AFFINITY, Gradient, Operator
 
 from .affinity_operator import AffinityOperator
 from .cpp_affinity_operator import CppAffinityOperator
-from .random_walk import AFFINITY_SCHEMA
 
 DENSE_SOLVE_TOKENS = 256
 """Up to this many tokens a dense factorisation is cheaper than a Krylov solve."""
 
 KRYLOV_ITERATIONS = 200
 """Where BiCGSTAB has not converged by then, plain walk steps, which always contract by α, finish the work."""
-
-define(
-    f"random_walk_limit(Tensor seeds, {AFFINITY_SCHEMA}, float alpha, float tol, str? backend=None)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-define(
-    f"_random_walk_limit_backward(Tensor grad, Tensor limit, Tensor seeds, {AFFINITY_SCHEMA}, float alpha, float tol)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
 
 LinearMap = Callable[[Tensor], Tensor]
 
@@ -104,37 +94,23 @@ def _solve_dense(operator: AffinityOperator, right: Tensor, alpha: float, *, tra
     return torch.linalg.solve(matrix.transpose(-1, -2) if transpose else matrix, right)
 
 
-def largest_row_sum(parts: Parts, grid: list[int], window: list[int], cells: list[int], beta: float) -> float:
+def largest_row_sum(affinity: AffinityArguments) -> float:
     """ρ: the largest absolute row sum of S (1 for a row-stochastic S), from the absolute values of its parts."""
-    absolute: Parts = tuple(None if part is None else part.abs() for part in parts)  # type: ignore[assignment]
-    first = next(part for part in absolute if part is not None)
+    first = affinity.tensors[0]
     ones = torch.ones((1, first.shape[1], 1), dtype=torch.float64, device=first.device)
-    return float(AffinityOperator(absolute, grid, window, cells, beta, torch.float64).apply(ones).max())
+    return float(AffinityOperator(affinity.map(torch.abs), torch.float64).apply(ones).max())
 
 
-def eager(
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    tol: float,
-    *,
-    operator_class: type[AffinityOperator] = AffinityOperator,
+def solve(
+    operator_class: type[AffinityOperator], seeds: Tensor, affinity: AffinityArguments, alpha: float, tol: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P, bound on |P − P_∞| including the rounding to the seeds' dtype, operator applications)."""
-    parts = (values, u, v, dense)
-    rho = largest_row_sum(parts, grid, window, cells, beta) if seeds.numel() else 1.0
+    rho = largest_row_sum(affinity) if seeds.numel() else 1.0
     if alpha * rho >= 1:
         came = f"{alpha:.6g} · {rho:.6g} = {alpha * rho:.6g}, with which the walk need not converge"
         do = "normalise the rows of the affinity to sum to 1"
         raise ValueError(refusal("affinity", "alpha · largest absolute row sum < 1", came, do))
-    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
+    operator = operator_class(affinity, torch.float64)
     product = _CountedOperator(operator.apply)
     wide = seeds.double()
     restart = (1 - alpha) * wide
@@ -151,32 +127,28 @@ def eager(
     return result.contiguous(), bound, torch.tensor(product.count)
 
 
-def cpp(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The same solver with compiled products."""
-    return eager(*arguments, operator_class=CppAffinityOperator)
-
-
-def _run(
+def solve_adjoint(
+    operator_class: type[AffinityOperator],
+    grad: Tensor,
     seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
+    affinity: AffinityArguments,
     alpha: float,
     tol: float,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = tuple(item for item in (seeds, values, u, v, dense) if item is not None)
-    run = dispatch.choose("random_walk_limit", backend, tensors)
-    result: tuple[Tensor, Tensor, Tensor] = run(seeds, values, u, v, dense, grid, window, cells, beta, alpha, tol)
-    return result
+    limit: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
+    operator = operator_class(affinity, torch.float64)
+    wide = grad.double()
+    if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
+        adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)
+    else:
+        largest = float(wide.abs().max()) if wide.numel() else 0.0
+        adjoint = solve_restart(operator.apply_transpose, wide, wide, alpha, tol * largest)
+    return (1 - alpha) * adjoint, *operator.gradient(alpha * adjoint, limit.double())
 
 
-def _fake(seeds: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fake(seeds: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """P, the bound, and the count."""
     return (
         seeds.new_empty(seeds.shape),
         seeds.new_empty((), dtype=torch.float64),
@@ -184,65 +156,16 @@ def _fake(seeds: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _run_backward(
-    grad: Tensor,
-    limit: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    tol: float,
-) -> tuple[Tensor, ...]:
-    """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
-    parts = (values, u, v, dense)
-    operator_class = CppAffinityOperator if dispatch.why_unsupported_cpp((seeds,)) is None else AffinityOperator
-    operator = operator_class(parts, grid, window, cells, beta, torch.float64)
-    wide = grad.double()
-    if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
-        adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)
-    else:
-        largest = float(wide.abs().max()) if wide.numel() else 0.0
-        adjoint = solve_restart(operator.apply_transpose, wide, wide, alpha, tol * largest)
-    grad_parts = operator.gradient(alpha * adjoint, limit.double())
-    return ((1 - alpha) * adjoint).to(seeds.dtype).contiguous(), *match_parts(grad_parts, parts, seeds)
-
-
-def _fake_backward(
-    grad: Tensor,
-    limit: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    parts = (values, u, v, dense)
-    grads = (seeds.new_empty(0) if part is None else part.new_empty(part.shape) for part in parts)
-    return seeds.new_empty(seeds.shape), *grads
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.options = inputs[5:11]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(output[0], *inputs[:5])
-
-
-def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    limit, *tensors = ctx.saved_tensors
-    grads = torch.ops.nerve_kernels._random_walk_limit_backward(grad, limit, *tensors, *ctx.options)
-    present = (item if tensor is not None else None for item, tensor in zip(grads, tensors, strict=True))
-    return *present, *(None,) * 7
-
-
-implement("random_walk_limit", _run, _fake)
-implement("_random_walk_limit_backward", _run_backward, _fake_backward)
-differentiate("random_walk_limit", _backward, _setup_context)
-dispatch.register("random_walk_limit", "eager", eager)
-dispatch.register("random_walk_limit", "cpp", cpp, dispatch.why_unsupported_cpp)
+random_walk_limit = Operator(
+    f"random_walk_limit(Tensor seeds, {AFFINITY}, float alpha, float tol) -> (Tensor, Tensor, Tensor)",
+    eager=partial(solve, AffinityOperator),
+    fake=fake,
+    backward=Gradient(
+        partial(solve_adjoint, AffinityOperator),
+        cpp=partial(solve_adjoint, CppAffinityOperator),
+        saves_results=True,
+        results=1,
+    ),
+    cpp=partial(solve, CppAffinityOperator),
+    vmap=False,
+)

@@ -7,6 +7,7 @@ layout costs (1 + (t−1)/k)² times the values' memory and is made once for all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ class TileGeometry:
 
     grid: tuple[int, int]
     window: tuple[int, int]
+
+    @classmethod
+    def of(cls, grid: Sequence[int], window: Sequence[int]) -> TileGeometry:
+        """Of a grid and a window as operators take them."""
+        return cls((grid[0], grid[1]), (window[0], window[1]))
 
     @property
     def tile(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerve_kernels._affinity_arguments import Parts
+from nerve_kernels._arguments import AffinityArguments
 
 from .walk_pooling import plan_average, plan_division
 from .walk_step import MAX_LABELS, MAX_SLOTS, Step, tiling
@@ -19,20 +19,19 @@ from .walk_step import MAX_LABELS, MAX_SLOTS, Step, tiling
 class WalkOperator:
     """S as launches: what one step of the walk, or of its adjoint with Sᵀ, is made of."""
 
-    def __init__(
-        self, parts: Parts, grid: list[int], window: list[int], cells: list[int], beta: float, alpha: float, p: Tensor
-    ) -> None:
-        values, u, v, dense = parts
+    def __init__(self, affinity: AffinityArguments, alpha: float, p: Tensor) -> None:
+        values, u, v, dense, grid, window, cells, beta = affinity
         self.batch, self.tokens, self.labels = p.shape
         self.values = None if values is None else values.contiguous()
         self.u, self.dense, self.alpha = u, dense, alpha
         self.v = None if v is None else v.float()  # cuBLAS multiplies equal types only
-        self.grid = [1, self.tokens] if dense is not None else grid
-        self.window, self.cells = (window if values is not None else [1, 1]), (cells if u is not None else [0, 0])
+        self.grid = [1, self.tokens] if dense is not None else list(grid)
+        self.window = [1, 1] if values is None else list(window)
+        self.cells = [0, 0] if u is None else list(cells)
         self.global_share = alpha * (beta if values is not None else 1.0)
         self.local_share = alpha * (1.0 - beta if u is not None else 1.0)
         self.has_cells = u is not None and v is None
-        self.cells_are_tokens = self.has_cells and list(cells) == list(grid)
+        self.cells_are_tokens = self.has_cells and self.cells == self.grid
         cell = self._even_cell()
         self.pools_itself = cell is not None
         self.tiling = tiling(self.grid, cell, self.batch * self.labels)
@@ -86,20 +85,7 @@ class WalkOperator:
         return pooled_out
 
 
-def run(
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    steps: int,
-    normalize: bool,
-) -> Tensor:
+def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool) -> Tensor:
     """All steps, in the seeds' dtype."""
     seeds = seeds.contiguous()
     out = torch.empty(seeds.shape, dtype=seeds.dtype, device=seeds.device)
@@ -109,7 +95,7 @@ def run(
         else:
             out.copy_(seeds)
         return out
-    operator = WalkOperator((values, u, v, dense), grid, window, cells, beta, alpha, seeds)
+    operator = WalkOperator(affinity, alpha, seeds)
     # the result is one of the two buffers that alternate, where it can hold float32
     wide = out if seeds.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32, device=out.device)
     buffers = (wide, torch.empty_like(wide) if steps > 1 else wide)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerve_kernels._affinity_arguments import Parts, match_parts
+from nerve_kernels._arguments import AffinityArguments
 
 from .random_walk import WalkOperator
 from .walk_gradients import plan_window_values
@@ -63,10 +63,6 @@ class AdjointOperator:
         self.step.plan(adjoint, pooled, None, out).run()
         return out
 
-    def gradients(self) -> Parts:
-        """Of values, u, v and dense."""
-        return self.grad_values, self.grad_u, self.grad_v, self.grad_dense
-
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, share: float) -> None:
     """``total`` += share · left rightᵀ; summed over the batch where one part served all of it."""
@@ -86,27 +82,14 @@ def _through_division(grad: Tensor, p: Tensor) -> Tensor:
 
 
 def run(
-    grad: Tensor,
-    seeds: Tensor,
-    values: Tensor | None,
-    u: Tensor | None,
-    v: Tensor | None,
-    dense: Tensor | None,
-    grid: list[int],
-    window: list[int],
-    cells: list[int],
-    beta: float,
-    alpha: float,
-    steps: int,
-    normalize: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of seeds, values, u, v and dense; an empty tensor for a part that is not there.
+    grad: Tensor, seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of seeds, values, u, v and dense; None for a part that is not there.
 
     P is recomputed in segments of √L steps from √L checkpoints: 2 √L copies of P are held instead of L.
     """
     seeds, adjoint = seeds.contiguous(), grad.float().contiguous()
-    parts = (values, u, v, dense)
-    forward = WalkOperator(parts, grid, window, cells, beta, alpha, seeds)
+    forward = WalkOperator(affinity, alpha, seeds)
     backward = AdjointOperator(forward)
 
     def following(p: Tensor) -> Tensor:
@@ -133,4 +116,4 @@ def run(
             backward.collect(adjoint, state, forward.pool(state))
             adjoint = backward.apply(adjoint)
     grad_seeds.add_(adjoint)
-    return grad_seeds.to(seeds.dtype), *match_parts(backward.gradients(), parts, seeds)
+    return grad_seeds, backward.grad_values, backward.grad_u, backward.grad_v, backward.grad_dense

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 
-import nerve_kernels._operators  # noqa: F401  (defines the operator)
+from nerve_kernels._operators import pixels as operators
 
 UNLABELLED = -1
 
@@ -57,7 +57,5 @@ def best_labels(
         [[0, 1]]
     """
     fallback = UNLABELLED if background is None else background
-    labels: torch.Tensor = torch.ops.nerve_kernels.best_labels(
-        planes.float()[None], size[0], size[1], threshold, fallback, backend
-    )
+    labels: torch.Tensor = operators.best_labels(planes.float()[None], *size, threshold, fallback, backend)
     return labels[0]

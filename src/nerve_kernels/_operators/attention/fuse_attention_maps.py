@@ -1,0 +1,42 @@
+"""fuse_attention_maps: A_w = Σ_h w_h A⁽ʰ⁾ of explicit attention maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerve_kernels._operators.library import Operator, accumulation_dtype
+
+
+def eager(maps: Tensor, w: Tensor) -> Tensor:
+    """Σ_h w_h A⁽ʰ⁾ with one read of the maps and a float32 accumulator of one map."""
+    dtype = accumulation_dtype(maps, w)
+    fused = maps.new_empty((maps.shape[0], *maps.shape[2:]))
+    for b in range(maps.shape[0]):
+        total = maps.new_zeros(maps.shape[2:], dtype=dtype)
+        for h in range(maps.shape[1]):
+            total.addcmul_(maps[b, h].to(dtype), w[b, h].to(dtype))
+        fused[b] = total.to(maps.dtype)
+    return fused
+
+
+def fake(maps: Tensor, w: Tensor) -> Tensor:
+    """A dense map."""
+    return maps.new_empty((maps.shape[0], *maps.shape[2:]))
+
+
+def backward(grad: Tensor, maps: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """dA⁽ʰ⁾ = w_h g and dw_h = Σ g A⁽ʰ⁾."""
+    dtype = accumulation_dtype(maps, w)
+    grad_maps = (grad.to(dtype).unsqueeze(1) * w.to(dtype)[:, :, None, None]).to(maps.dtype)
+    grad_w = torch.stack([(grad.to(dtype) * maps[:, h].to(dtype)).sum((-1, -2)) for h in range(maps.shape[1])], dim=1)
+    return grad_maps, grad_w
+
+
+fuse_attention_maps = Operator(
+    "fuse_attention_maps(Tensor maps, Tensor w) -> Tensor",
+    eager=eager,
+    fake=fake,
+    backward=backward,
+    triton="attention.fuse_attention_maps",
+)

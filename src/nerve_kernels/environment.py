@@ -1,0 +1,47 @@
+"""The environment variables that change how the package runs or is built: one table, and what reads them in Python."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """One variable, or several that belong together: names, effect, and when it is read."""
+
+    names: tuple[str, ...]
+    effect: str
+    read: str
+
+    @property
+    def markdown(self) -> str:
+        """Its line in the table of the documentation."""
+        return f"| {', '.join(f'`{name}`' for name in self.names)} | {self.effect} | {self.read} |"
+
+
+VARIABLES = (
+    Variable(
+        ("ATEN_CPU_CAPABILITY",),
+        "`default` or `avx2` lowers the instruction set of the C++ kernels, as it does torch's own",
+        "once, at the first call",
+    ),
+    Variable(
+        ("TRITON_INTERPRET",),
+        "`1`: a `triton` backend that you name runs on CPU tensors, in Triton's interpreter: for tests",
+        "at each call",
+    ),
+    Variable(
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+        "set by `torchrun`: `nerve-evaluate` divides the images among its processes",
+        "when an evaluation starts",
+    ),
+    Variable(("CXX", "CXXFLAGS"), "the C++ compiler, and more options for it", "at build time"),
+    Variable(("FORCE_CUDA",), "`1`: the CUDA extension is compiled, and a failure is an error", "at build time"),
+    Variable(("CUDA_HOME", "CUDA_PATH"), "where nvcc is, if not on the PATH", "at build time"),
+    Variable(("TORCH_CUDA_ARCH_LIST",), "the GPUs that the CUDA extension is compiled for", "at build time"),
+)
+
+
+def interpreting_triton() -> bool:
+    """Whether kernels run on the CPU in Triton's interpreter, which is for tests and thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
