@@ -126,7 +126,7 @@ def test_fuse_attention_maps(call):
 @st.composite
 def head_weight_calls(draw: st.DrawFn) -> tuple[dict[str, Any], bool, torch.dtype]:
     dtype, batch = draw(dtypes), draw(small)
-    criterion = draw(st.sampled_from(["entropy", "information"]))
+    criterion = draw(st.sampled_from(["entropy", "information", "uniform"]))
     entropies, marginals, keys = [], [], []
     for _ in range(draw(st.integers(1, 3))):
         heads, count = draw(small), draw(st.integers(1, 30))

@@ -147,6 +147,8 @@ def test_head_weights_over_layers_agree_with_the_reference():
         {"keep": 2},
         {"criterion": "information", "marginal": marginals},
         {"criterion": "information", "marginal": marginals, "keep": 4, "temperature": 0.01},
+        {"criterion": "uniform"},
+        {"criterion": "uniform", "keep": 3, "temperature": 0.01},
     ):
         weights = nk.head_weights(entropies, num_keys=keys, **options)
         expected = reference.head_weights(entropies, num_keys=keys, **options)
@@ -176,3 +178,21 @@ def test_a_single_key_gives_uniform_weights_and_ties_keep_the_first_heads():
     entropy = torch.zeros(1, 4, 5)
     assert nk.head_weights(entropy, num_keys=1).tolist() == [[0.25] * 4]
     assert nk.head_weights(entropy, num_keys=8, keep=2).tolist() == [[0.5, 0.5, 0, 0]]
+
+
+def test_uniform_weights_are_equal_whatever_the_rows_and_keep_the_first_heads():
+    entropies = [torch.tensor([[[0.1], [3.0]]]), torch.tensor([[[2.0], [0.5], [1.0]]])]
+    weights = nk.head_weights(entropies, num_keys=[1, 64], criterion="uniform", temperature=1e-30)
+    assert [item.tolist() for item in weights] == [[[pytest.approx(0.2)] * 2], [[pytest.approx(0.2)] * 3]]
+    kept = nk.head_weights(entropies, num_keys=[1, 64], criterion="uniform", keep=4)
+    assert [item.tolist() for item in kept] == [[[0.25, 0.25]], [[0.25, 0.25, 0]]]
+
+
+def test_the_reference_keeps_the_heads_that_a_ranking_by_hand_keeps():
+    """Of the scores −1, −2, −1, −0.5, −2 (times 1/log 8) the best three are the fourth, the first and the third."""
+    entropy = torch.tensor([[[1.0], [2.0], [1.0], [0.5], [2.0]]])
+    for keep, kept in [(1, {3}), (2, {3, 0}), (3, {3, 0, 2}), (4, {3, 0, 2, 1}), (5, {0, 1, 2, 3, 4})]:
+        weights = reference.head_weights(entropy, num_keys=8, temperature=1.0, keep=keep)
+        assert set(weights[0].nonzero().flatten().tolist()) == kept
+        scores = (-entropy[0, sorted(kept), 0].double() / math.log(8)).exp()
+        assert torch.allclose(weights[0, sorted(kept)], scores / scores.sum())

@@ -42,7 +42,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("w shape", ValueError, lambda: nk.fuse_attention(Q, Q, W[:, :2]), "w: expected (B, heads) of q = (2, 3), got (2, 2)"),
     ("maps shape", ValueError, lambda: nk.attention_map_entropy(Q[0]), "maps: expected shape (B, heads, N, N_k), got (3, 12, 4)"),
     # head weights
-    ("criterion", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="sharp"), "criterion: expected 'entropy' or 'information', got 'sharp'"),
+    ("criterion", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="sharp"), "criterion: expected 'entropy', 'information' or 'uniform', got 'sharp'"),
     ("temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=0), "temperature: expected a number > 0, got 0"),
     ("keep", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, keep=4), "keep: expected at most the 3 heads there are, got 4"),
     ("keep none", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, keep=0), "keep: expected an int ≥ 1, got 0"),
@@ -50,6 +50,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("no layer", ValueError, lambda: nk.head_weights([], num_keys=[]), "entropy: expected at least one layer, got an empty list"),
     ("no marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="information"), "marginal: expected attention_marginal(q, k) of each layer for criterion='information', got None"),
     ("idle marginal", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, marginal=LSE), "marginal: expected None, as criterion='entropy' does not use it, got Tensor; give criterion='information' with it"),
+    ("marginal of uniform", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="uniform", marginal=LSE), "marginal: expected None, as criterion='uniform' does not use it, got Tensor"),
     ("batches", ValueError, lambda: nk.head_weights([ENTROPY, ENTROPY[:1]], num_keys=[12, 12]), "entropy: expected one batch size in all layers"),
     ("tiny temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=1e-320), "temperature: expected a number > 0, got 1e-320"),
     ("endless temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=10**400), "temperature: expected a number > 0, got inf"),
