@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from . import reference
 from ._operators.dispatch import BackendUnavailableError, available_backends, show_config
-from .affinity import LocalAffinity, LowRankAffinity, MixedAffinity, mix
+from .affinity import LocalAffinity, LowRankAffinity
 from .affinity_from_attention import global_affinity, local_affinity
 from .attention import (
     attention_entropy,
@@ -17,6 +17,7 @@ from .attention import (
     fuse_attention_maps,
 )
 from .heads import head_weights
+from .mixed_affinity import MixedAffinity, mix
 from .walk import random_walk, random_walk_limit
 
 __version__ = version("nerve-kernels")

@@ -1,4 +1,4 @@
-"""Stage 2: S, the affinity of tokens, as a sparse window, a low-rank product, or a mixture of both; never dense.
+"""Stage 2: S, the affinity of tokens, as a sparse window or a low-rank product; ``mixed_affinity`` has the sum of both.
 
 The classes hold tensors and sizes and are registered as pytrees, so that they pass through ``torch.compile``,
 ``torch.export`` and ``torch.func``. ``S @ P`` is the product with a matrix of token columns.
@@ -20,12 +20,10 @@ from ._operators.checks import (
     check_batch,
     check_cells,
     check_grid,
-    check_number,
     check_same_device,
     check_shape,
     check_tensor,
     check_tokens,
-    check_type,
     check_window,
     refusal,
     shape_of,
@@ -45,6 +43,13 @@ def _columns(p: Any, shape: tuple[int, int, int]) -> tuple[Tensor, bool]:
     return p, False
 
 
+def _check_matrix(matrix: Any, grid: Grid) -> None:
+    """Raise where ``matrix`` is not (B, N, N) for the tokens of ``grid``."""
+    check_tensor("matrix", matrix, 3, "(B, N, N)")
+    check_tokens("grid", grid, matrix.shape[1], "matrix")
+    check_shape("matrix", matrix, (matrix.shape[0], matrix.shape[1], matrix.shape[1]), "(B, N, N)")
+
+
 def _holds_placeholders(tensor: Any, grid: Any) -> bool:
     """Whether torch (export, pytree) is rebuilding a dataclass around stand-ins of its own, not a user making one."""
     if torch.compiler.is_compiling() or not isinstance(grid, tuple) or len(grid) != 2:
@@ -55,7 +60,7 @@ def _holds_placeholders(tensor: Any, grid: Any) -> bool:
 
 
 class Affinity:
-    """What the three affinities share: a shape, products with token columns, a dense form, and moving about."""
+    """What affinities share: a shape, products with token columns, a dense form, and moving about."""
 
     def operator_arguments(self) -> AffinityArguments:
         """This affinity as the arguments of the walk's operator."""
@@ -160,9 +165,7 @@ class LocalAffinity(Affinity):
         """
         grid = check_grid("grid", grid)
         pair = check_window(window, grid)
-        check_tensor("matrix", matrix, 3, "(B, N, N)")
-        check_tokens("grid", grid, matrix.shape[1], "matrix")
-        check_shape("matrix", matrix, (matrix.shape[0], matrix.shape[1], matrix.shape[1]), "(B, N, N)")
+        _check_matrix(matrix, grid)
         neighbour, inside = window_neighbours(grid, pair, matrix.device)
         kept = torch.where(inside, matrix.gather(2, neighbour.expand(matrix.shape[0], -1, -1)), 0)
         wide = normalize_window_rows(kept.to(accumulation_dtype(matrix)))
@@ -262,89 +265,11 @@ class LowRankAffinity(Affinity):
         """
         grid = check_grid("grid", grid)
         pair = check_cells(cells, grid)
-        check_tensor("matrix", matrix, 3, "(B, N, N)")
-        check_tokens("grid", grid, matrix.shape[1], "matrix")
-        check_shape("matrix", matrix, (matrix.shape[0], matrix.shape[1], matrix.shape[1]), "(B, N, N)")
+        _check_matrix(matrix, grid)
         wide = matrix.to(accumulation_dtype(matrix)).flatten(0, 1).contiguous()
         u = sum_cells(wide, list(grid), list(pair)).view(*matrix.shape[:2], -1)
         return cls(u.to(matrix.dtype), grid=grid, cells=pair)
 
 
-@dataclass(frozen=True, eq=False)
-class MixedAffinity(Affinity):
-    """S = β S_global + (1−β) S_local; made by :func:`mix`."""
-
-    low_rank: LowRankAffinity
-    local: LocalAffinity
-    beta: float
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(B, N, N)."""
-        batch, tokens, _ = self.local.shape
-        return max(batch, self.low_rank.shape[0]), tokens, tokens
-
-    def operator_arguments(self) -> AffinityArguments:
-        """Both parts; a part with no share is left out, so that a walk spends nothing on it."""
-        if self.beta == 0:
-            return self.local.operator_arguments()
-        if self.beta == 1:
-            return self.low_rank.operator_arguments()
-        local = self.local
-        return self.low_rank.operator_arguments()._replace(values=local.values, window=local.window, beta=self.beta)
-
-    def _product(self, p: Tensor) -> Tensor:
-        wide = p.to(accumulation_dtype(self.local.values, self.low_rank.u, p))
-        if self.beta == 0:
-            return self.local._product(p)
-        if self.beta == 1:
-            return self.low_rank._product(p)
-        mixed = self.beta * self.low_rank._product(wide) + (1 - self.beta) * self.local._product(wide)
-        return mixed.to(p.dtype)
-
-    def to(self, *args: Any, **kwargs: Any) -> MixedAffinity:
-        """The same affinity in another dtype or on another device, as ``torch.Tensor.to``."""
-        return replace(self, low_rank=self.low_rank.to(*args, **kwargs), local=self.local.to(*args, **kwargs))
-
-    def to_dense(self) -> Tensor:
-        """The (B, N, N) matrix."""
-        return self.beta * self.low_rank.to_dense() + (1 - self.beta) * self.local.to_dense()
-
-
-def mix(s_global: LowRankAffinity, s_local: LocalAffinity, beta: float = 0.5) -> MixedAffinity:
-    """The affinity of the method: a share of the global affinity and a share of the local one.
-
-    ``S = β S_global + (1−β) S_local``
-
-    Args:
-        s_global: Low-rank affinity (B, N, N).
-        s_local: Local affinity on the same grid and device; a batch of 1 broadcasts.
-        beta: β in [0, 1], the share of ``s_global``.
-
-    Returns:
-        :class:`MixedAffinity`; row-stochastic where both parts are.
-
-    Raises:
-        TypeError, ValueError: for a bad argument, named.
-
-    Source: NERVE, arXiv 2511.08248, S = β S_global + (1−β) S_local.
-
-    Example:
-        >>> import torch, nerve_kernels as nk
-        >>> s_global = nk.LowRankAffinity(torch.ones(1, 4, 1), grid=(2, 2), cells=(1, 1))
-        >>> s_local = nk.LocalAffinity(torch.ones(1, 4, 1), grid=(2, 2), window=1)
-        >>> nk.mix(s_global, s_local, beta=0.5).to_dense()[0, 0].tolist()
-        [0.625, 0.125, 0.125, 0.125]
-    """
-    check_type("s_global", s_global, LowRankAffinity)
-    check_type("s_local", s_local, LocalAffinity)
-    value = check_number("beta", beta, low=0, high=1, wanted="in [0, 1]")
-    if s_global.grid != s_local.grid:
-        raise ValueError(refusal("s_local", f"the grid of s_global, {s_global.grid}", s_local.grid))
-    check_batch("s_local", s_local.shape[0], s_global.shape[0])
-    check_same_device(s_global=s_global.u, s_local=s_local.values)
-    return MixedAffinity(s_global, s_local, value)
-
-
-for _affinity in (LocalAffinity, LowRankAffinity, MixedAffinity):
+for _affinity in (LocalAffinity, LowRankAffinity):
     torch.export.register_dataclass(_affinity, serialized_type_name=f"nerve_kernels.{_affinity.__name__}")

@@ -17,7 +17,6 @@ from ._operators.checks import (
     check_grid,
     check_head_weights,
     check_list,
-    check_lse,
     check_queries_and_keys,
     check_scale,
     check_tokens,
@@ -25,6 +24,7 @@ from ._operators.checks import (
     refusal,
 )
 from .affinity import LocalAffinity, LowRankAffinity
+from .attention import lse_or_compute
 from .grids import Grid, bilinear_corners, cell_of_token, default_cells, window_neighbours
 
 
@@ -86,10 +86,7 @@ def _layers(
         check_tokens(f"{prefix}grid", layer_grids[index], layer_q.shape[2], "q")
         check_tokens(f"{prefix}grid", layer_grids[index], layer_k.shape[2], "k")
         layer_scale = check_scale(scale, layer_q.shape[3])
-        if layer_lse is None:
-            layer_lse = operators.attention_entropy(layer_q, layer_k, layer_scale, backend)[1]
-        else:
-            check_lse(layer_lse, layer_q, prefix)
+        layer_lse = lse_or_compute(layer_q, layer_k, layer_lse, layer_scale, backend, prefix)
         layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, layer_grids[index], layer_scale))
     batches = {layer.q.shape[0] for layer in layers}
     if len(batches) > 1:

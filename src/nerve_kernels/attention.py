@@ -67,10 +67,12 @@ def attention_entropy(
     return (entropy, lse) if return_lse else entropy
 
 
-def lse_or_compute(q: Tensor, k: Tensor, lse: Tensor | None, scale: float, backend: str | None) -> Tensor:
+def lse_or_compute(
+    q: Tensor, k: Tensor, lse: Tensor | None, scale: float, backend: str | None, prefix: str = ""
+) -> Tensor:
     """The row statistics handed over by the caller, or one entropy pass for them."""
     if lse is not None:
-        check_lse(lse, q)
+        check_lse(lse, q, prefix)
         return lse
     # a backend that the caller named runs both passes, or says that it cannot
     return operators.attention_entropy(q, k, scale, backend)[1]
