@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import nerve_kernels as nk
 from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation.config import AFFINITY_FIELDS
 
 LABELS = "cat, dog|puppy, grass"
 
@@ -55,8 +56,9 @@ def test_explicit_factors_survive(pipeline, wide_image, tmp_path):
     features = pipeline.encode(wide_image).without_layers()
     tokens = features.grid[0] * features.grid[1]
     u = torch.rand(1, tokens, 4).softmax(-1)
-    (key,) = features._affinities
-    features._affinities[key] = nk.LowRankAffinity(u, torch.rand(1, tokens, 4), grid=features.grid)
+    features._affinities.clear()
+    key = tuple(getattr(pipeline.config.replace(beta=1.0), name) for name in AFFINITY_FIELDS)
+    features._affinities[key] = nk.LowRankAffinity(u, torch.rand(1, tokens, 4).softmax(1), grid=features.grid)
     loaded = ImageFeatures.load(features.save(tmp_path / "factors.safetensors"))
     assert torch.equal(loaded._affinities[key].to_dense(), features._affinities[key].to_dense())
 

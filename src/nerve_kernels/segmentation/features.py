@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-import nerve_kernels as nk
 from nerve_kernels.affinity import Affinity
 
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import CapturedLayer
 from .config import AFFINITY_FIELDS, NerveConfig
+from .feature_file import affinity_of, check_grid, check_image, check_patches, pack, pair, unpack
 from .output.files import write_atomic
 from .text_image.source import PatchEmbeddings
-
-FORMAT = "nerve_kernels.ImageFeatures/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +91,6 @@ class ImageFeatures:
         Raises:
             OSError: where it cannot be written.
         """
-        from safetensors.torch import save
-
         tensors: dict[str, torch.Tensor] = {
             "image": torch.from_numpy(np.array(self.image)),
             "patches": self.patches.values,
@@ -111,9 +107,7 @@ class ImageFeatures:
             "grid": self.grid,
             "affinities": affinities,
         }
-        metadata = {"format": FORMAT, "description": json.dumps(description)}
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return write_atomic(path, save(whole, metadata))
+        return write_atomic(path, pack(tensors, description))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ImageFeatures:
@@ -127,41 +121,49 @@ class ImageFeatures:
             Features without queries and keys.
 
         Raises:
-            ValueError: not such a file.
+            ValueError: not such a file, or one whose parts are missing, damaged or do not fit together.
             OSError: where it cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                # Cloned into memory of torch's own alignment: on other memory a matrix product may round differently.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"path: {path} is no safetensors file ({error})") from error
-        if metadata.get("format") != FORMAT:
+            return cls._from_parts(*unpack(path, device))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if isinstance(error, ValueError) and str(error).startswith("path: "):
+                raise
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"path: {path} holds the format {metadata.get('format')!r}, wanted {FORMAT!r}: a file that "
-                "ImageFeatures.save has written"
-            )
-        description = json.loads(metadata["description"])
+                f"path: {path} is damaged, or was not written by ImageFeatures.save ({reason}); encode the image "
+                "again and save it"
+            ) from error
+
+    @classmethod
+    def _from_parts(cls, tensors: Mapping[str, torch.Tensor], description: dict[str, Any]) -> ImageFeatures:
+        config = NerveConfig.from_dict(description["config"])
+        # the first version called the image a picture
+        pixels, patches = tensors["picture" if "picture" in tensors else "image"], tensors["patches"]
+        check_image(pixels)
+        size = (pixels.shape[0], pixels.shape[1])
+        patch_grid = pair("patch_grid", description["patch_grid"])
+        check_patches(patches, patch_grid, size)
+        grid = None if description["grid"] is None else pair("grid", description["grid"])
+        if grid is not None:
+            check_grid("grid", grid, size)
+        elif config.walk:
+            raise ValueError("grid: expected that of the walk, got none")
         affinities = {}
         for number, form in enumerate(description["affinities"]):
-            config = NerveConfig.from_dict(_whole_config(description["config"], form["settings"]))
-            key = tuple(getattr(config, name) for name in AFFINITY_FIELDS)
-            affinities[key] = _put_together(tensors, f"affinity.{number}.", form)
+            if grid is None:
+                raise ValueError("grid: expected that of the affinities, got none")
+            # the config's own reading turns JSON's lists into the tuples that keys are made of
+            made_with = NerveConfig.from_dict({**description["config"], **form["settings"]})
+            key = tuple(getattr(made_with, name) for name in AFFINITY_FIELDS)
+            affinities[key] = affinity_of(tensors, f"affinity.{number}.", form, grid, made_with)
         return cls(
-            image=Image.fromarray(tensors["image" if "image" in tensors else "picture"].cpu().numpy()),
-            patches=PatchEmbeddings(tensors["patches"], _pair(description["patch_grid"])),
-            config=NerveConfig.from_dict(description["config"]),
-            grid=None if description["grid"] is None else _pair(description["grid"]),
+            image=Image.fromarray(pixels.cpu().numpy()),
+            patches=PatchEmbeddings(patches, patch_grid),
+            config=config,
+            grid=grid,
             _affinities=affinities,
         )
-
-
-def _whole_config(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """So that the config's own reading turns JSON's lists into the tuples that keys are made of."""
-    return {**config, **settings}
 
 
 def _take_apart(affinity: Affinity) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -170,21 +172,3 @@ def _take_apart(affinity: Affinity) -> tuple[dict[str, torch.Tensor], dict[str, 
     parts = {"values": values, "u": u, "v": v}
     form = {"grid": grid, "window": window, "cells": cells, "beta": beta}
     return {name: part for name, part in parts.items() if part is not None}, form
-
-
-def _put_together(tensors: Mapping[str, torch.Tensor], prefix: str, form: dict[str, Any]) -> Affinity:
-    values, u, v = (tensors.get(prefix + name) for name in ("values", "u", "v"))
-    grid = _pair(form["grid"])
-    local = None if values is None else nk.LocalAffinity(values, grid=grid, window=_pair(form["window"]))
-    cells = _pair(form["cells"]) if v is None else None
-    low_rank = None if u is None else nk.LowRankAffinity(u, v, grid=grid, cells=cells)
-    if local is not None and low_rank is not None:
-        return nk.mix(low_rank, local, beta=form["beta"])
-    found = low_rank or local
-    if found is None:
-        raise ValueError(f"path: expected tensors {prefix}values or {prefix}u in the file, got neither")
-    return found
-
-
-def _pair(values: list[int]) -> tuple[int, int]:
-    return values[0], values[1]
