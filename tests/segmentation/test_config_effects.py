@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from nerve_kernels import _backends, available_backends
+from nerve_kernels import available_backends
+from nerve_kernels._operators import dispatch
 from nerve_kernels.segmentation import NerveConfig
 from nerve_kernels.segmentation.config import AFFINITY_FIELDS, CLIP_FIELDS, DIFFUSION_FIELDS
 
@@ -60,7 +61,7 @@ def test_a_field_has_its_effect(pipeline, wide_image, name):
     seen = []
     for config in (base, base.replace(**{name: value})):
         assert (getattr(config, name) == value) == bool(seen)
-        with _backends.recording_choices() as ran:
+        with dispatch.recording_choices() as ran:
             result = pipeline.segment(pipeline.encode(wide_image, config=config), LABELS, config=config)
         seen.append((result, ran))
     (one, ran), (other, ran_too) = seen
