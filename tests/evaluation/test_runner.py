@@ -165,7 +165,7 @@ def test_corrupt_images_are_counted_and_the_rest_goes_on(pipeline, tmp_path):
     )
     assert found.images == 2
     assert [name for name, _ in found.failures] == ["0001", "0002"]
-    assert "0001.jpg: unreadable" in found.failures[0][1]
+    assert "0001.jpg: not an image" in found.failures[0][1]
     assert "0002.png: no such file" in found.failures[1][1]
     assert told == [None, found.failures[0][1], found.failures[1][1], None]
     assert counts(found).sum() == 2 * 16 * 24

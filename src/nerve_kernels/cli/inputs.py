@@ -90,11 +90,11 @@ def labels_beside(image: Path) -> LabelsLike | None:
     try:
         for candidate in (image.with_suffix(".txt"), image.with_name("labels.txt")):
             if candidate.is_file() and candidate != image:
-                return candidate.read_text(encoding="utf-8")
+                return candidate.read_text(encoding="utf-8-sig")
         candidate = image.with_name("labels.json")
         if not candidate.is_file():
             return None
-        content = json.loads(candidate.read_text(encoding="utf-8"))
+        content = json.loads(candidate.read_text(encoding="utf-8-sig"))
         entries = content["images" if "images" in content else "pictures"]
         found: LabelsLike | None = next((entry["labels"] for entry in entries if entry["file"] == image.name), None)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

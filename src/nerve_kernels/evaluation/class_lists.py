@@ -39,7 +39,7 @@ class ClassList:
             >>> len(classes.names), classes.labels[0], classes.names[0]
             (19, 7, ('road', 'street'))
         """
-        text = resources.files(__package__).joinpath("class_names", f"{name}.txt").read_text(encoding="utf-8")
+        text = resources.files(__package__).joinpath("class_names", f"{name}.txt").read_text(encoding="utf-8-sig")
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
         split = [line.split(": ", 1) for line in lines]
         return cls(

@@ -140,34 +140,44 @@ class ImagesInFiles(LabelledImages[LabelledImage]):
 
 def read_image(path: Path) -> Image.Image:
     """An image as 8-bit RGB, pixel for pixel as stored: annotations know nothing of EXIF rotation."""
-    from PIL import Image
+    from nerve_kernels.segmentation.images import read_image_file, to_rgb_as_stored
 
-    def read(path: Path) -> Image.Image:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+    def convert(opened: Image.Image) -> Image.Image:
+        image = to_rgb_as_stored(opened)
         image.info.clear()  # with the EXIF data in it, later steps would turn the image
         return image
 
-    return _readable(path, read)
+    return _readable(path, lambda path: read_image_file(path, convert))
 
 
 def read_png(path: Path) -> npt.NDArray[Any]:
     """A PNG of palette indices or grey values as integers."""
-    from PIL import Image
+    from nerve_kernels.segmentation.images import read_image_file
 
-    with Image.open(path) as opened:
+    def convert(opened: Image.Image) -> npt.NDArray[Any]:
         if opened.mode not in ("P", "L", "I", "I;16"):
             raise ValueError(f"it is an image of mode {opened.mode}, wanted one label a pixel (mode P, L or I)")
         return np.array(opened)
+
+    return read_image_file(path, convert)
 
 
 Read = TypeVar("Read")
 
 
 def _readable(path: Path, read: Callable[[Path], Read]) -> Read:
+    from nerve_kernels.segmentation.images import NotAnImageError
+
+    if not path.exists():
+        raise UnreadableImageError(f"{path}: no such file")
+    if not path.is_file():  # reading from a pipe may never end
+        raise UnreadableImageError(f"{path}: not a file")
     try:
         return read(path)
-    except FileNotFoundError as error:
-        raise UnreadableImageError(f"{path}: no such file") from error
-    except Exception as error:  # Pillow and SciPy report damage in many ways; each ends here as one plain sentence
-        raise UnreadableImageError(f"{path}: unreadable ({' '.join(str(error).split())})") from error
+    except NotAnImageError as error:
+        raise UnreadableImageError(str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # SciPy reports damage in many ways; each ends here as one plain sentence
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{path}: unreadable ({reason})") from error

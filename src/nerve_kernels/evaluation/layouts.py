@@ -62,7 +62,7 @@ def _contents(folder: Path) -> str:
 
 def read_split(path: Path) -> list[str]:
     """Identifiers in a split file: the first word of each line."""
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def files_below(folder: Path, ending: str) -> list[Path]:

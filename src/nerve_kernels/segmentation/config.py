@@ -190,7 +190,7 @@ class NerveConfig:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NerveConfig:
         """Read a JSON file written by :meth:`save` or by hand."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def differing_field(one: NerveConfig, other: NerveConfig, names: tuple[str, ...]) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +16,11 @@ MAX_ASPECT = 4.0
 # EPS would be run as a program, by Ghostscript; the others hand the file to whatever program registered for it.
 REFUSED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
+# Pixels that are converted at once: what a conversion holds besides the image and its result stays small.
+BAND_PIXELS = 2**20
+
 ImageLike = Image.Image | np.ndarray | str | os.PathLike[str]
+Converted = TypeVar("Converted")
 
 
 class NotAnImageError(ValueError):
@@ -32,7 +38,9 @@ def load_image(image: ImageLike) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     EXIF rotation is applied; transparency is laid on white; grey, palette, CMYK, 16-bit and
-    floating-point images are converted; of an animation the first frame is taken.
+    floating-point images are converted; of an animation the first frame is taken. Floats in
+    [0, 1] and whole numbers up to 255 or 65535 are taken for what they say; other values are
+    scaled by their range, so that the largest is white.
 
     Args:
         image: a path, a ``PIL.Image.Image``, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
@@ -55,7 +63,26 @@ def load_image(image: ImageLike) -> Image.Image:
         return _to_rgb(_from_array(image))
     if not isinstance(image, (str, os.PathLike)):
         raise TypeError(f"image: got {type(image).__name__}, wanted a path, a PIL image or a uint8 array")
-    path = Path(image)
+    return read_image_file(Path(image), _to_rgb)
+
+
+def read_image_file(path: Path, convert: Callable[[Image.Image], Converted]) -> Converted:
+    """What becomes of an image file; no other is opened by Pillow, and none by another program.
+
+    Args:
+        path: a file, whatever its name.
+        convert: makes something of the opened image, which is read by then and closed afterwards.
+
+    Raises:
+        FileNotFoundError: no such file.
+        NotAnImageError: the file is no image, or is damaged, or `convert` refuses it by ValueError.
+
+    Example:
+        >>> read_image_file(Path("absent.png"), lambda image: image.size)
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: absent.png: no such file
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():  # reading from a pipe or a device may never end
@@ -64,7 +91,7 @@ def load_image(image: ImageLike) -> Image.Image:
         # As a stream: of a path Pillow maps grey TIFFs into memory, and forgets to turn them upright.
         with path.open("rb") as stream, Image.open(stream, formats=readable_formats()) as opened:
             opened.load()
-            return _to_rgb(opened)
+            return convert(opened)
     except Image.DecompressionBombError as error:
         raise NotAnImageError(f"{path}: too large an image ({error})") from error
     except UnidentifiedImageError as error:
@@ -138,21 +165,45 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        upright = _to_eight_bits(upright)
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        with_alpha = upright.convert("RGBA")
+    return to_rgb_as_stored(ImageOps.exif_transpose(image))
+
+
+def to_rgb_as_stored(image: Image.Image) -> Image.Image:
+    """8-bit RGB, pixel for pixel as stored: without EXIF rotation, transparency laid on white.
+
+    Raises:
+        NotAnImageError: values that are infinite or NaN.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, "white")
         return Image.alpha_composite(white, with_alpha).convert("RGB")
-    return upright.convert("RGB")
+    return image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits; Pillow alone would clip it to white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode == "F" and values.max(initial=0.0) <= 1.0:
-        values = values * 255.0
-    elif image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0:
-        values = values / 257.0  # 65535 becomes 255
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    if not values.size:
+        raise NotAnImageError("image: expected pixels, got none")
+    rows = max(1, BAND_PIXELS // values.shape[1])
+    bands = [values[top : top + rows] for top in range(0, values.shape[0], rows)]
+    low, high = (float(extreme([extreme(band) for band in bands])) for extreme in (np.min, np.max))
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN is the extreme of what it is in
+        raise NotAnImageError("image: expected finite values, got infinite ones or NaN; replace them first")
+    is_whole = image.mode != "F" or all(bool((band == np.rint(band)).all()) for band in bands)
+    offset, numerator, divisor = 0.0, 1.0, 1.0
+    if image.mode == "F" and low >= 0.0 and high <= 1.0:
+        numerator = 255.0
+    elif is_whole and low >= 0.0 and high <= 65535.0:
+        divisor = 257.0 if image.mode.startswith("I;16") or high > 255.0 else 1.0  # 65535 becomes 255
+    else:
+        offset = min(low, 0.0)
+        numerator, divisor = 255.0, high - offset or 1.0
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for number, band in enumerate(bands):
+        exact = (band.astype(np.float64) - offset) * numerator / divisor
+        grey[number * rows : (number + 1) * rows] = exact.round().clip(0, 255)
+    return Image.fromarray(grey)
