@@ -62,13 +62,13 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluation: bool = False) -> NoReturn:
+    _open_standard_streams()
     try:
         require_extra(*SEGMENTATION)
         if evaluation:
             require_extra(*EVALUATION, extra="evaluation")
         code = _command(program, module, arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what is still buffered may not fit the disk either
+        sys.stdout.flush()  # what is still buffered may not fit the disk either
     except MissingExtraError as error:
         _leave(program, str(error), 1)
     except KeyboardInterrupt:
@@ -109,6 +109,17 @@ def _command(program: str, module: str, arguments: Sequence[str] | None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _open_standard_streams() -> None:
+    """Where a shell has closed them (``>&-``), what is written to them is lost, and no file takes their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 (open for as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
 def _describe(error: Exception) -> str:
     """The error, and the last line of this package that it came through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in Path(frame.filename).parents]
@@ -119,19 +130,16 @@ def _describe(error: Exception) -> str:
 def _leave(program: str, message: str, code: int) -> NoReturn:
     from .plain import plain_line
 
-    if sys.stderr is not None:  # print() would take standard output in its place
-        # where errors cannot be written either, the exit code is all that is left to say it
-        with contextlib.suppress(OSError, ValueError):
-            print(f"{program}: {plain_line(message)}", file=sys.stderr)
+    # where errors cannot be written either, the exit code is all that is left to say it
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{program}: {plain_line(message)}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         _let_go_of(stream)
     sys.exit(code)
 
 
-def _let_go_of(stream: TextIO | None) -> None:
+def _let_go_of(stream: TextIO) -> None:
     """Python writes what is buffered when it ends, and would leave with 120 in place of our code where that fails."""
-    if stream is None:
-        return
     try:
         stream.flush()
     except (OSError, ValueError):  # full, or closed

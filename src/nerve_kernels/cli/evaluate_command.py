@@ -28,7 +28,7 @@ from nerve_kernels.evaluation.labelled_images import LabelledImages
 from nerve_kernels.evaluation.layouts import DatasetNotFoundError
 from nerve_kernels.evaluation.processes import Processes, local_device
 from nerve_kernels.evaluation.report import write_report
-from nerve_kernels.evaluation.runner import SAVE_EVERY_SECONDS, Evaluation, evaluate
+from nerve_kernels.evaluation.runner import SAVE_EVERY_SECONDS, Evaluation, check_save_every, evaluate
 from nerve_kernels.evaluation.scorer import VOCABULARIES, Scorer
 from nerve_kernels.evaluation.variants import BASE, ablation, parse_setting
 from nerve_kernels.segmentation.presets import PRESETS
@@ -53,7 +53,7 @@ def run(
         str | None,
         option(panel=DATA, help=f"{' or '.join(VOCABULARIES)}: ask for all classes, or for those in the image."),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read images ahead.", rich_help_panel=DATA)] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images ahead.", rich_help_panel=DATA)] = 0,
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, help="Folder of the run; evaluated/DATASET.")
     ] = None,
@@ -115,6 +115,7 @@ def run(
         raise typer.BadParameter("--whole-image, --clip-window: got both, wanted at most one")
     if limit_walk and steps is not None:
         raise typer.BadParameter("--limit-walk, --steps: got both, wanted at most one")
+    as_usage_error(check_save_every, save_every)
     overrides = {
         "clip_size": clip_size,
         "clip_window": clip_window,

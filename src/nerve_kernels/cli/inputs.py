@@ -31,23 +31,29 @@ def find_images(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     found: dict[Path, None] = {}
     complaints: list[str] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if _is_called_like_an_image(file))
-            if not files:
-                complaints.append(f"{argument}: no images in this folder")
-        elif path.exists():
-            files = [path]
-        elif glob.has_magic(argument):
-            matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute and ** alike)
-            files = sorted(file for file in matches if _is_called_like_an_image(file))
-            if not files:
-                complaints.append(f"{argument}: no image fits this pattern")
-        else:
-            files = []
-            complaints.append(f"{argument}: no such file or folder")
+        try:
+            files, complaint = _expand(argument)
+        except OSError as error:  # such as no permission, or a name longer than names can be
+            files, complaint = [], error.strerror or str(error)
+        except RuntimeError as error:  # the home of a user that is not known
+            files, complaint = [], str(error)
+        if not files:
+            complaints.append(f"{argument}: {complaint}")
         found.update(dict.fromkeys(files))
     return list(found), complaints
+
+
+def _expand(argument: str) -> tuple[list[Path], str]:
+    """The files of one argument, and what to say where there are none."""
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if _is_called_like_an_image(file)), "no images in this folder"
+    if path.exists():
+        return [path], ""
+    if glob.has_magic(argument):
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute and ** alike)
+        return sorted(file for file in matches if _is_called_like_an_image(file)), "no image fits this pattern"
+    return [], "no such file or folder"
 
 
 def result_stems(images: Iterable[Path], folder: Path) -> list[Path]:

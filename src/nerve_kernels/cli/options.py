@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import PRESETS, find_preset
-from nerve_kernels.segmentation.result import RESULT_ENDINGS
+from nerve_kernels.segmentation.result import RESULT_ENDINGS, is_own_summary
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
 
 from .inputs import labels_beside
@@ -128,6 +129,29 @@ def save_settings(config: NerveConfig, file: Path) -> None:
         raise typer.BadParameter(f"--save-config: cannot write {file}: {error.strerror}") from None
 
 
+def check_save_config(
+    file: Path, images: Sequence[Path], stems: Sequence[Path], *, config: Path | None, overwrite: bool
+) -> None:
+    """Refuse to write settings in the place of what was given, of a result, or of anything else but settings."""
+    place = os.path.realpath(file)
+    if config is not None and place == os.path.realpath(config):
+        return
+    if place in {os.path.realpath(result) for stem in stems for result in _results(stem)}:
+        raise typer.BadParameter(f"--save-config: {file} is where a result goes; choose another file")
+    if not os.path.lexists(file):
+        return
+    if place in _given(images):
+        raise typer.BadParameter(f"--save-config: {file} was given and would be replaced; choose another file")
+    if not overwrite:
+        try:
+            NerveConfig.load(file)
+        except (OSError, ValueError, TypeError):
+            raise typer.BadParameter(
+                f"--save-config: {file} is there and holds no settings; choose another file, or replace it with "
+                "--overwrite"
+            ) from None
+
+
 def words_beside(file: Path) -> LabelsLike:
     """The labels written beside an image, or a complaint that there are none."""
     found: LabelsLike | None = as_usage_error(labels_beside, file)
@@ -147,15 +171,26 @@ def check_words(words: LabelsLike, config: NerveConfig, *, beside: Path | None =
         raise typer.BadParameter(str(error) if beside is None else f"{error} (found beside {beside})") from None
 
 
-def check_output(folder: Path, stems: Sequence[Path], images: Sequence[Path]) -> None:
-    """Refuse a folder that cannot be written to, or in which results would replace what was given."""
-    given = {image.resolve() for image in images}
-    given |= {image.resolve().with_name("labels.json") for image in images}
+def check_output(
+    folder: Path, stems: Sequence[Path], images: Sequence[Path], *, config: Path | None = None, overwrite: bool = False
+) -> None:
+    """Refuse a folder that cannot be written to, or in which results would replace what is not ours.
+
+    What was given is never replaced: images, labels beside them, settings. Files of a result's name that are there
+    already are replaced where the summary among them is one that this command has written.
+    """
+    given = _given(images) | ({os.path.realpath(config)} if config is not None else set())
     for stem in stems:
-        for ending in RESULT_ENDINGS.values():
-            result = stem.with_name(stem.name + ending)
-            if result.resolve() in given and result.exists():
+        results = _results(stem)
+        there = [result for result in results if os.path.lexists(result)]
+        for result in there:
+            if os.path.realpath(result) in given:
                 raise typer.BadParameter(f"--out: {result} was given and would be replaced; choose another folder")
+        if there and not overwrite and not is_own_summary(results[-1]):
+            raise typer.BadParameter(
+                f"--out: {there[0]} is there and is no earlier result of this command; choose another folder, or "
+                "replace it with --overwrite"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -166,6 +201,21 @@ def check_output(folder: Path, stems: Sequence[Path], images: Sequence[Path]) ->
         raise typer.BadParameter(
             f"--out: cannot write to {folder}: {error.strerror}; choose another folder with --out"
         ) from None
+
+
+def _given(images: Sequence[Path]) -> set[str]:
+    """The images and every file that their labels may be in."""
+    beside = (
+        path
+        for image in images
+        for path in (image, image.with_suffix(".txt"), image.with_name("labels.txt"), image.with_name("labels.json"))
+    )
+    return {os.path.realpath(path) for path in beside}
+
+
+def _results(stem: Path) -> list[Path]:
+    """The files that an image's results go to, the summary last."""
+    return [stem.with_name(stem.name + ending) for ending in RESULT_ENDINGS.values()]
 
 
 def load(

@@ -24,6 +24,7 @@ from .options import (
     OUTPUT,
     among,
     check_output,
+    check_save_config,
     check_words,
     load,
     option,
@@ -70,6 +71,9 @@ def segment(
     ),
     side_by_side: Annotated[
         bool, option("--side-by-side", panel=OUTPUT, help="Show the image beside its overlay.")
+    ] = False,
+    overwrite: Annotated[
+        bool, option("--overwrite", panel=OUTPUT, help="Replace files that are no earlier result of this command.")
     ] = False,
     quiet: Annotated[bool, option("--quiet", "-q", panel=OUTPUT, help="Say nothing but errors.")] = False,
     as_json: Annotated[
@@ -205,8 +209,10 @@ def segment(
     for file in files if labels is None else ():
         check_words(words[file], in_force, beside=file)
     stems = result_stems(files, out)
+    if save_config is not None:
+        check_save_config(save_config, files, stems, config=config, overwrite=overwrite)
     if files:
-        check_output(out, stems, files)
+        check_output(out, stems, files, config=config, overwrite=overwrite)
     if save_config is not None:
         save_settings(in_force, save_config)
     # Before anything is said: what is wrong with the options is then all that is said.

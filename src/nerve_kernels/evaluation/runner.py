@@ -130,6 +130,7 @@ def evaluate(
         ValueError: the folder holds another run, results of files that have changed since, or damage; processes with
             different models or data, a limit below 1, or not a single image could be scored.
     """
+    check_save_every(save_every)
     processes = processes or Processes()
     dataset = scorer.dataset
     chosen = spread(len(dataset), limit)
@@ -167,6 +168,13 @@ def evaluate(
     folder.save()
     seconds = time.perf_counter() - started
     return _gather(scorer, processes, tally, (resumed, finished.unchecked), failures, seconds)
+
+
+def check_save_every(seconds: float) -> float:
+    """The seconds between two savings, as they are; NaN, which is never reached, and less than none are refused."""
+    if not seconds >= 0:
+        raise ValueError(f"save_every: expected seconds, 0 or more, got {seconds}")
+    return seconds
 
 
 def spread(count: int, limit: int | None) -> list[int]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ CLIP_FIELDS = (
     "clip_feed_forward",
 )
 AFFINITY_FIELDS = ("criterion", "temperature", "keep", "window", "cells", "beta", "backend")
+
+MAX_FILE = 2**20
 
 _ENDINGS = ("steps", "tolerance", "limit_walk")
 
@@ -189,8 +192,17 @@ class NerveConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NerveConfig:
-        """Read a JSON file written by :meth:`save` or by hand."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
+        """Read a JSON file written by :meth:`save` or by hand.
+
+        Raises:
+            ValueError, TypeError: no such file of at most 1 MB.
+            OSError: it cannot be read.
+        """
+        file = Path(path)
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:  # reading a pipe or a device may never end
+            raise ValueError(f"config: expected a JSON file of at most {MAX_FILE >> 20} MB, got {file}")
+        return cls.from_json(file.read_text(encoding="utf-8-sig"))
 
 
 def differing_field(one: NerveConfig, other: NerveConfig, names: tuple[str, ...]) -> str | None:

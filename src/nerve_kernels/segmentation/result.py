@@ -19,7 +19,8 @@ from .output.upsampling import upsample
 from .phases import WRITE, phase
 
 RESULT_SUFFIXES = (".png", ".json")
-RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}
+RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}  # the summary last
+_SUMMARY = {"width", "height", "unlabelled_pixels", "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Segmentation:
 
     def indexed(self) -> Image.Image:
         """Labels as palette indices; see :func:`indexed_image`."""
-        return indexed_image(self.label_map, background=self.background)
+        return indexed_image(self.label_map, background=self.background, labels=len(self.labels))
 
     @phase(WRITE)
     def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
@@ -121,6 +122,15 @@ class Segmentation:
             name: write_atomic(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)
             for name, content in contents.items()
         }
+
+
+def is_own_summary(path: Path) -> bool:
+    """Whether a file is a summary as :meth:`Segmentation.save` writes it."""
+    try:
+        summary = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(summary, dict) and summary.keys() == _SUMMARY
 
 
 def _png(image: Image.Image) -> bytes:

@@ -148,3 +148,15 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         write_atomic(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("background", [None, 0])
+@pytest.mark.parametrize("count", [2, 255, 256, 257, 1000])
+def test_the_mode_of_the_labels_depends_on_how_many_there_are_and_not_on_which_occur(count, background):
+    names = tuple(f"thing {number}" for number in range(count))
+    modes = set()
+    for label in (-1, 0, count - 1):
+        planes = torch.full((count, 2, 2), 1 / count)
+        result = Segmentation(Image.new("RGB", (2, 2)), names, torch.full((2, 2), label), planes, background)
+        modes.add(result.indexed().mode)
+    assert modes == {"P" if count - (background is not None) <= 255 else "I;16"}

@@ -17,7 +17,7 @@ OPACITY = 0.55
 MIN_NAMED_FRACTION = 0.015
 
 
-def indexed_image(label_map: torch.Tensor, *, background: int | None = None) -> Image.Image:
+def indexed_image(label_map: torch.Tensor, *, background: int | None = None, labels: int | None = None) -> Image.Image:
     """Labels as indices into the VOC palette.
 
     Index 0 (black) is the background or unlabelled; the other labels follow in their order.
@@ -25,9 +25,10 @@ def indexed_image(label_map: torch.Tensor, *, background: int | None = None) -> 
     Args:
         label_map: (H, W) integers, -1 for unlabelled.
         background: the label that is the background, or None.
+        labels: how many there are, whether or not they occur; None: as many as occur.
 
     Returns:
-        An image of mode P; with more than 255 labels, of mode I;16 without palette.
+        An image of mode P; with more than 255 labels beside the background, of mode I;16 without palette.
 
     Example:
         >>> image = indexed_image(torch.tensor([[-1, 0, 1]]))
@@ -35,7 +36,8 @@ def indexed_image(label_map: torch.Tensor, *, background: int | None = None) -> 
         ([[0, 1, 2]], (128, 0, 0))
     """
     indices = palette_indices(label_map, background=background)
-    if indices.max(initial=0) > 255:
+    last = indices.max(initial=0) if labels is None else labels - (background is not None)
+    if last > 255:
         return Image.fromarray(indices.astype(np.uint16))
     image = Image.fromarray(indices.astype(np.uint8))
     image.putpalette(voc_palette())
