@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[Callable[[Parts], None], str]] = {
     "10 × patches": (spoil("patches", lambda p: 10 * p), "at most unit length"),
     "infinite values": (spoil("affinity.0.values", lambda v: v + torch.inf), "rows that sum to 1"),
     "negative values": (spoil("affinity.0.values", lambda v: -v), "no value below 0"),
-    "a row too few": (spoil("affinity.0.values", lambda v: v[:, 1:]), "tokens do not match values"),
+    "a row too few": (spoil("affinity.0.values", lambda v: v[:, 1:]), "tokens as values has"),
     "a column too few": (spoil("affinity.0.values", lambda v: v[..., 1:]), "columns for window"),
     "cells that are not there": (spoil("affinity.0.u", lambda u: u[..., 1:]), "columns for cells"),
     "two batches": (spoil("affinity.0.u", lambda u: u.repeat(2, 1, 1)), "expected a batch of 1, got 2"),

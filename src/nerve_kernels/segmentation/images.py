@@ -104,6 +104,17 @@ def read_image_file(path: Path, convert: Callable[[Image.Image], Converted]) -> 
         raise NotAnImageError(f"{path}: unreadable ({str(error) or type(error).__name__})") from error
 
 
+def row_bands(height: int, width: int) -> list[slice]:
+    """The rows of an image, so many at a time that what is computed of them takes little memory.
+
+    Example:
+        >>> row_bands(3, 600_000)
+        [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    """
+    rows = max(1, BAND_PIXELS // max(1, width))
+    return [slice(top, min(height, top + rows)) for top in range(0, height, rows)]
+
+
 def size_for_model(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
     """The size an image is resized to for a model: whole multiples, the aspect ratio as near as they allow.
 
@@ -188,8 +199,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if not values.size:
         raise NotAnImageError("image: expected pixels, got none")
-    rows = max(1, BAND_PIXELS // values.shape[1])
-    bands = [values[top : top + rows] for top in range(0, values.shape[0], rows)]
+    bands = [values[rows] for rows in row_bands(*values.shape)]
     low, high = (float(extreme([extreme(band) for band in bands])) for extreme in (np.min, np.max))
     if not (np.isfinite(low) and np.isfinite(high)):  # NaN is the extreme of what it is in
         raise NotAnImageError("image: expected finite values, got infinite ones or NaN; replace them first")
@@ -203,7 +213,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         offset = min(low, 0.0)
         numerator, divisor = 255.0, high - offset or 1.0
     grey = np.empty(values.shape, dtype=np.uint8)
-    for number, band in enumerate(bands):
+    for rows, band in zip(row_bands(*values.shape), bands, strict=True):
         exact = (band.astype(np.float64) - offset) * numerator / divisor
-        grey[number * rows : (number + 1) * rows] = exact.round().clip(0, 255)
+        grey[rows] = exact.round().clip(0, 255)
     return Image.fromarray(grey)

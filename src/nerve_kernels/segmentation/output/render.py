@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from nerve_kernels.segmentation.images import row_bands
+
 from .legend import draw_legend
 from .palette import Colour, bright_colour, voc_palette
 
@@ -45,12 +47,17 @@ def indexed_image(label_map: torch.Tensor, *, background: int | None = None, lab
 
 
 def palette_indices(label_map: torch.Tensor, *, background: int | None = None) -> np.ndarray:
-    """(H, W) int64: 0 for background and unlabelled, then 1, 2, ... for the other labels."""
-    labels = label_map.cpu().numpy().astype(np.int64)
-    if background is None:
-        return labels + 1
-    shifted = np.where(labels < background, labels + 1, labels)
-    return np.where((labels < 0) | (labels == background), 0, shifted)
+    """(H, W) int32: 0 for background and unlabelled, then 1, 2, ... for the other labels."""
+    labels = label_map.cpu().numpy()
+    indices = np.empty(labels.shape, dtype=np.int32)
+    for rows in row_bands(*labels.shape):
+        band = labels[rows]
+        if background is None:
+            indices[rows] = band + 1
+        else:
+            shifted = np.where(band < background, band + 1, band)
+            indices[rows] = np.where((band < 0) | (band == background), 0, shifted)
+    return indices
 
 
 def render_overlay(
@@ -87,14 +94,17 @@ def render_overlay(
     indices = palette_indices(label_map, background=background)
     names, colours = _names_and_colours(labels, background)
     size = _display_size(image.width, image.height)
-    shown = image.resize(size, Image.Resampling.LANCZOS)
-    enlarged = _enlarge(indices, size)
+    shown, enlarged = image, indices
+    if size != image.size:
+        shown = image.resize(size, Image.Resampling.LANCZOS)
+        # Mode I holds any number of labels; nearest, since a mean of two labels is no label.
+        enlarged = np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
     coloured = _colour(shown, enlarged, colours)
     _name_regions(coloured, enlarged, names)
     panels = [shown, coloured] if side_by_side else [coloured]
     gap = 12
     width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
-    counts = np.bincount(indices.ravel(), minlength=len(names) + 1)
+    counts = _counts(indices, len(names))
     legend = draw_legend(
         width,
         [
@@ -123,43 +133,52 @@ def _display_size(width: int, height: int) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-def _enlarge(indices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # Mode I holds any number of labels; nearest, since a mean of two labels is no label.
-    image = Image.fromarray(indices.astype(np.int32))
-    return np.asarray(image.resize(size, Image.Resampling.NEAREST))
+def _counts(indices: np.ndarray, names: int) -> np.ndarray:
+    """Pixels of each index."""
+    counts = np.zeros(names, dtype=np.int64)
+    for rows in row_bands(*indices.shape):
+        counts += np.bincount(indices[rows].ravel(), minlength=names)
+    return counts
 
 
 def _colour(shown: Image.Image, indices: np.ndarray, colours: Sequence[Colour | None]) -> Image.Image:
     table = np.array([colour or (0, 0, 0) for colour in colours], dtype=np.float32)
     strength = np.array([OPACITY if colour else 0.0 for colour in colours], dtype=np.float32)
-    alpha = strength[indices][..., None]
-    pixels = np.asarray(shown, dtype=np.float32)
-    # Under a label the image is grey: on a red thing, green would look brown, not as in the legend.
-    grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None]
-    blended = np.where(alpha > 0, grey * (1 - alpha) + table[indices] * alpha, pixels)
-    blended[_outline(indices)] = 255.0
-    return Image.fromarray(blended.round().astype(np.uint8))
+    coloured = Image.new("RGB", shown.size)
+    for rows in row_bands(*indices.shape):
+        band = indices[rows]
+        part = shown.crop((0, rows.start, shown.width, rows.stop))
+        alpha = strength[band][..., None]
+        # Under a label the image is grey: on a red thing, green would look brown, not as in the legend.
+        grey = np.asarray(part.convert("L"), dtype=np.float32)[..., None]
+        blended = np.where(alpha > 0, grey * (1 - alpha) + table[band] * alpha, np.asarray(part, dtype=np.float32))
+        blended[_outline(indices, rows)] = 255.0
+        coloured.paste(Image.fromarray(blended.round().astype(np.uint8)), (0, rows.start))
+    return coloured
 
 
-def _outline(indices: np.ndarray) -> np.ndarray:
-    edge = np.zeros(indices.shape, dtype=bool)
-    down = indices[1:] != indices[:-1]
-    right = indices[:, 1:] != indices[:, :-1]
+def _outline(indices: np.ndarray, rows: slice) -> np.ndarray:
+    """Where a pixel of these rows has another index than one beside, above or below it."""
+    above = min(1, rows.start)
+    near = indices[rows.start - above : rows.stop + 1]
+    edge = np.zeros(near.shape, dtype=bool)
+    down = near[1:] != near[:-1]
+    right = near[:, 1:] != near[:, :-1]
     edge[1:] |= down
     edge[:-1] |= down
     edge[:, 1:] |= right
     edge[:, :-1] |= right
-    return edge
+    return edge[above : above + rows.stop - rows.start]
 
 
 def _name_regions(coloured: Image.Image, indices: np.ndarray, names: Sequence[str]) -> None:
     draw = ImageDraw.Draw(coloured)
     font = ImageFont.load_default(max(18, min(coloured.size) // 22))
-    for index in np.unique(indices):
-        inside = indices == index
-        if index == 0 or inside.mean() < MIN_NAMED_FRACTION:
+    counts = _counts(indices, len(names))
+    for index in np.flatnonzero(counts / indices.size >= MIN_NAMED_FRACTION).tolist():
+        if index == 0:
             continue
-        x, y = _innermost(inside)
+        x, y = _innermost(indices == index)
         left, top, right, bottom = draw.textbbox((x, y), names[index], font=font, anchor="mm")
         # Keep the whole name within the image where it fits at all.
         x += max(0, 4 - left) - max(0, right + 4 - coloured.width)
