@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -10,13 +11,14 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from nerve_kernels.segmentation.images import load_image
+from nerve_kernels.segmentation.images import load_image, read_image_file
 from nerve_kernels.segmentation.phases import AFFINITY, CLIP_IMAGE, CLIP_WORDS, DIFFUSION, SEEDS, WALK
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.result import Segmentation
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike
 
 SHRINKING = 0.75
+MARGIN = 0.75**0.5
 MIN_SIZE = 16
 
 Size = TypeVar("Size")
@@ -79,14 +81,19 @@ def advice(pipeline: NervePipeline, file: Path, labels: LabelsLike, failed_phase
         size = _first_that_fits(_smaller_sizes(tried), with_size)
         found = f"{option} {size} fits here" if size else "no smaller size fits either"
         return f"out of memory with {option} {tried}; {found}"
-    with Image.open(file) as opened:
-        width, height = opened.size
+    # by all that was done to the file itself: what is opened, converted and written takes memory too
+    width, height, mode = read_image_file(file, lambda opened: (*opened.size, opened.mode))
 
     def with_image(size: tuple[int, int]) -> None:
-        result = pipeline(Image.new("RGB", size), labels)
-        result.overlay(), result.indexed(), result.summary()
+        with tempfile.TemporaryDirectory() as folder:
+            smaller = Path(folder) / "smaller.tif"  # of any mode
+            Image.new(mode, size).save(smaller)
+            pipeline(smaller, labels).save(smaller.with_suffix(""))
 
     fitting = _first_that_fits(_smaller_images(width, height), with_image)
+    if fitting is not None:
+        # A new process lays out its memory otherwise than this one, which has failed: a quarter fewer pixels is room.
+        fitting = max(1, int(fitting[0] * MARGIN)), max(1, int(fitting[1] * MARGIN))
     found = f"{fitting[0]}x{fitting[1]} fits here, so make it smaller" if fitting else "no smaller one fits either"
     return f"out of memory for an image of {width}x{height} pixels; {found}"
 
