@@ -142,3 +142,14 @@ def copy_with_config(checkpoint: Path, target: Path, file: str, **changes: Any) 
         inner[field] = value
     (target / file).write_text(json.dumps(config))
     return target
+
+
+def spoilt(name: str, value: float = torch.nan) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """A change for :func:`copy_with_weights`: the first number of one tensor is another."""
+
+    def change(weights):
+        changed = weights[name].clone()
+        changed.view(-1)[0] = value
+        return {**weights, name: changed}
+
+    return change

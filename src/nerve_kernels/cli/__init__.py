@@ -85,6 +85,7 @@ def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluati
 def _command(program: str, module: str, arguments: Sequence[str] | None) -> int:
     import typer
 
+    from nerve_kernels.segmentation.finite import NotFiniteError
     from nerve_kernels.segmentation.loading import ModelLoadError
 
     command = typer.main.get_command(importlib.import_module(module).app)
@@ -97,7 +98,7 @@ def _command(program: str, module: str, arguments: Sequence[str] | None) -> int:
         )
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except ModelLoadError as error:
+    except (ModelLoadError, NotFiniteError) as error:
         _leave(program, str(error), 1)
     except Exception as error:
         # typer brings its own click or uses the installed one; both mark usage errors alike.

@@ -31,6 +31,7 @@ from nerve_kernels.evaluation.report import write_report
 from nerve_kernels.evaluation.runner import SAVE_EVERY_SECONDS, Evaluation, check_save_every, evaluate
 from nerve_kernels.evaluation.scorer import VOCABULARIES, Scorer
 from nerve_kernels.evaluation.variants import BASE, ablation, parse_setting
+from nerve_kernels.segmentation.model_checks import check_backend
 from nerve_kernels.segmentation.presets import PRESETS
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -138,6 +139,8 @@ def run(
     models = preset or entry.preset
     base = resolve_config(config, models, custom=bool(diffusion and clip), overrides=given, defaults=DEFAULTS)
     variants = as_usage_error(ablation, base, vary or ()) if ablate or vary else {BASE: base}
+    for one in variants.values():
+        as_usage_error(check_backend, one)
     folder = out or Path("evaluated") / dataset
     pipeline = load(models, diffusion, clip, local_device(device), dtype, base)
     with Processes.join(pipeline.text_image.device) as processes:

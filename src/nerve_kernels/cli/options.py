@@ -12,6 +12,7 @@ import typer
 
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.loading import ModelLoadError
+from nerve_kernels.segmentation.model_checks import check_backend
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import PRESETS, find_preset
 from nerve_kernels.segmentation.result import RESULT_ENDINGS, is_own_summary
@@ -231,6 +232,7 @@ def load(
     Raises:
         ModelLoadError: they cannot be had, or do not fit into memory.
     """
+    as_usage_error(check_backend, config)
     quiet_libraries()
 
     def from_sources() -> NervePipeline:

@@ -93,7 +93,7 @@ class Report:
 
     @staticmethod
     def _print_json(entry: dict[str, Any]) -> None:
-        typer.echo(json.dumps(entry))
+        typer.echo(json.dumps(entry, allow_nan=False))
 
 
 def _ran_on(one: Phase, models: str) -> str:

@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         require_extra("gradio", "PIL", "diffusers", "transformers")
         find_preset(options.preset)
+        from nerve_kernels.segmentation.loading import choose_device, choose_dtype
+
+        choose_dtype(options.dtype, choose_device(options.device))
     except MissingExtraError:
         _leave('the page needs more libraries. Install them with: pip install "nerve_kernels[web]"', 1)
     except (ValueError, OSError) as error:

@@ -41,7 +41,7 @@ def write_report(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[s
     write_atomic(folder / CHART, _chart(evaluation))
     write_atomic(folder / "report.md", _markdown(result, overlays).encode())
     # last, so that whoever finds it finds everything
-    write_atomic(folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(folder / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return result
 
 

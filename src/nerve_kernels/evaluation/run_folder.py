@@ -91,7 +91,7 @@ class RunFolder:
         self._save_every = save_every
         self._waiting: list[ImageRecord] = []
         self._saved_at = time.monotonic()
-        plain = json.loads(json.dumps(description))
+        plain = json.loads(json.dumps(description, allow_nan=False))
         file = self.folder / DESCRIPTION
         if file.exists():
             there = _read_json(file, "the description", "this folder")
@@ -102,7 +102,7 @@ class RunFolder:
                     "choose another folder or delete this one"
                 )
         else:
-            write_atomic(file, (json.dumps(plain, indent=2) + "\n").encode())
+            write_atomic(file, (json.dumps(plain, indent=2, allow_nan=False) + "\n").encode())
 
     def add(self, record: ImageRecord) -> None:
         """Keep a finished image; it is on disk after at most `save_every` seconds and one more image."""

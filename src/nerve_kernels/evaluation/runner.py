@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nerve_kernels.segmentation.finite import NotFiniteError
+
 from .file_states import FileState
 from .finished import Finished
 from .labelled_images import LabelledImage, LabelledImages, UnreadableImageError
@@ -158,6 +160,8 @@ def evaluate(
                 record = ImageRecord.from_matrices(index, scorer.confusions(labelled), files)
             except torch.OutOfMemoryError as error:
                 reason = f"{labelled.identifier}: too large for this device ({error})"
+            except NotFiniteError as error:
+                reason = f"{labelled.identifier}: {error}"
             else:
                 folder.add(record)
                 tally.add(record)

@@ -73,3 +73,5 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:
         return name.strip(), value.strip()
+    except (ValueError, RecursionError) as error:  # JSON, but thousands of digits or brackets
+        raise ValueError(f"setting: {name.strip()}: expected a value, got {len(value)} characters ({error})") from None

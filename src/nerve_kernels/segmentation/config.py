@@ -164,7 +164,7 @@ class NerveConfig:
 
     def to_json(self) -> str:
         """The config as JSON text, one field a line, in the order of the class."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NerveConfig:

@@ -30,7 +30,7 @@ def pack(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) ->
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(description)
+    text = json.dumps(description, allow_nan=False)
     return save(whole, {"format": FORMAT, "description": text, "sha256": _checksum(whole, text)})
 
 

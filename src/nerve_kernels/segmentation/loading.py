@@ -113,6 +113,19 @@ def _check_files(find: Callable[[str], Path | None], config: str, weights: str |
         raise ValueError(f"{config} describes at least {least} numbers, but its weights are {stored} bytes in all.")
 
 
+def check_vocabulary(tokenizer: Any, text_config: Any, *, argument: str) -> None:
+    """Refuse a tokenizer that gives numbers for which the text model has no embedding.
+
+    Raises:
+        ModelLoadError: with both sizes.
+    """
+    if len(tokenizer) > text_config.vocab_size:
+        raise ModelLoadError(
+            f"{argument}: the tokenizer has {len(tokenizer)} tokens and the text model {text_config.vocab_size}; "
+            "expected a tokenizer and a model of one checkpoint"
+        )
+
+
 def is_local(source: str | os.PathLike[str]) -> bool:
     """Whether a source is meant as a folder: it exists, or cannot be a hub id.
 

@@ -16,6 +16,7 @@ from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from .features import ImageFeatures
+from .finite import require_finite
 from .images import ImageLike, load_image
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
@@ -200,6 +201,7 @@ class NervePipeline:
             probabilities = seeds_from_similarity(
                 similarity, mode=config.seed_mode, scale=config.seed_scale or self.text_image.logit_scale
             )
+            require_finite(probabilities, SEEDS)
         return Seeds(label_set, probabilities, features.patches.grid)
 
     @torch.no_grad()
@@ -214,7 +216,7 @@ class NervePipeline:
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
             with phase(WALK):
-                probabilities = _walk(probabilities, affinity, config)
+                probabilities = require_finite(_walk(probabilities, affinity, config), WALK)
         planes = probabilities.T.reshape(-1, *grid)
         image, background = features.image, seeds.labels.background
         with phase(PIXELS):

@@ -115,7 +115,7 @@ class Segmentation:
         contents = {
             "overlay": _png(self.overlay(side_by_side=side_by_side)),
             "labels": _png(self.indexed()),
-            "summary": (json.dumps(self.summary(), indent=2) + "\n").encode(),
+            "summary": (json.dumps(self.summary(), indent=2, allow_nan=False) + "\n").encode(),
         }
         # The summary last: where it is, the others are too.
         return {

@@ -34,7 +34,8 @@ def labels_file(segmentation: Segmentation) -> dict[str, str]:
 def summary_file(segmentation: Segmentation, config: NerveConfig) -> dict[str, str]:
     """Areas and mean probabilities, and every setting that led to them."""
     content = segmentation.summary() | {"config": asdict(config)}
-    return {"name": "nerve.json", "url": _url("application/json", (json.dumps(content, indent=2) + "\n").encode())}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return {"name": "nerve.json", "url": _url("application/json", text.encode())}
 
 
 def png_url(image: Image.Image) -> str:

@@ -131,3 +131,18 @@ def test_text_that_is_not_unicode_is_refused():
 def test_one_name_in_two_encodings_is_given_twice():
     with pytest.raises(ValueError, match="given twice"):
         parse_labels(["caf\u00e9", "cafe\u0301"])
+
+
+@pytest.mark.parametrize("labels", ["cat, {}", "cat|{}, dog", ["cat", "{}"], [["cat", "{}"], "dog"]])
+def test_a_name_of_more_than_300_characters_is_refused_with_their_count(labels):
+    def filled(name):
+        if isinstance(labels, str):
+            return labels.replace("{}", name)
+        return [[inner.replace("{}", name) for inner in one] if isinstance(one, list) else one.replace("{}", name)
+                for one in labels]  # fmt: skip
+
+    assert "a" * 300 in parse_labels(filled("a" * 300)).flat_names
+    with pytest.raises(ValueError, match=r"labels: label [12]: expected at most 300 characters a name, got 301"):
+        parse_labels(filled("a" * 301))
+    with pytest.raises(ValueError, match="labels: background words: expected at most 300 characters a name, got 301"):
+        parse_labels("cat", ["b" * 301])

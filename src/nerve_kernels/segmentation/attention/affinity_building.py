@@ -11,8 +11,9 @@ import nerve_kernels as nk
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.affinity import Affinity
 from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.finite import require_finite
 from nerve_kernels.segmentation.kept import Kept
-from nerve_kernels.segmentation.phases import AFFINITY, phase
+from nerve_kernels.segmentation.phases import AFFINITY, DIFFUSION, phase
 
 from .source import CapturedLayer
 
@@ -76,6 +77,8 @@ class AffinityBuilder:
         """Per layer the entropies (B, heads, N) in nats, and the logarithms of the softmax's sums."""
         if self._entropies is None:
             pairs = [nk.attention_entropy(layer.q, layer.k, return_lse=True, backend=backend) for layer in self.layers]
+            for entropy, _ in pairs:  # as finite as the queries and keys, and far smaller
+                require_finite(entropy, DIFFUSION)
             self._entropies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         return self._entropies
 

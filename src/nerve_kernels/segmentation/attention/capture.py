@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nerve_kernels.segmentation.locks import alone_in
+
 from .layers import SelfAttentionLayer
 from .source import CapturedLayer
 
@@ -154,7 +156,7 @@ def _hooks(unet: torch.nn.Module, names: Sequence[str], *, stop_early: bool) -> 
 
         return hook
 
-    with ExitStack() as removal:
+    with alone_in(unet), ExitStack() as removal:
         for block in {_block_of(name) for name in names}:
             handle = unet.get_submodule(block).register_forward_pre_hook(note_size(block), with_kwargs=True)
             removal.callback(handle.remove)

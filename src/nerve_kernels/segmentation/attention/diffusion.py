@@ -14,7 +14,15 @@ from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
-from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
+from nerve_kernels.segmentation.loading import (
+    ModelLoadError,
+    check_vocabulary,
+    choose_device,
+    choose_dtype,
+    freeze,
+    load_part,
+)
+from nerve_kernels.segmentation.locks import alone_in
 
 from .affinity_building import check_affinity_settings
 from .capture import capture_layers, list_layers, number_of_heads, self_attention_modules
@@ -118,6 +126,13 @@ class DiffusionFeatures:
             CLIPTextModel.from_pretrained, "text_encoder", config="config.json", weights="model.safetensors"
         )
         tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", config="tokenizer_config.json")
+        check_vocabulary(tokenizer, text_encoder.config, argument="diffusion")
+        alphas = scheduler.alphas_cumprod
+        if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
+            raise ModelLoadError(
+                f"diffusion: the noise schedule of {source} has {len(alphas)} levels from {float(alphas.min())} to "
+                f"{float(alphas.max())}; expected {scheduler.config.num_train_timesteps} from 0 to 1"
+            )
         freeze(unet, device, dtype)
         freeze(vae, device, vae_dtype)
         freeze(text_encoder, device, dtype)
@@ -125,6 +140,11 @@ class DiffusionFeatures:
         tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
         with torch.no_grad():
             empty_prompt = text_encoder(tokens.input_ids.to(device))[0]
+        if not empty_prompt.isfinite().all():
+            raise ModelLoadError(
+                f"diffusion: the text encoder of {source} answers NaN or infinity to the empty prompt; its weights are "
+                "damaged, or overflow their dtype: try float32"
+            )
         return cls(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
 
     @property
@@ -134,7 +154,15 @@ class DiffusionFeatures:
             # One pass on the smallest latent: neither order nor shrink depends on its size.
             side = self.latent_multiple
             latent = torch.zeros(1, self.unet.config.in_channels, side, side)
-            self._layers = list_layers(self.unet, lambda: self.denoise(latent, 0), latent_size=(side, side))
+            try:
+                self._layers = list_layers(self.unet, lambda: self.denoise(latent, 0), latent_size=(side, side))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TypeError, AttributeError, IndexError) as error:  # as of parts that do not fit
+                reason = (str(error).strip().splitlines() or [repr(error)])[0]
+                raise ModelLoadError(
+                    f"diffusion: the UNet cannot run on a latent and the empty prompt: {reason}"
+                ) from error
         return self._layers
 
     @property
@@ -232,7 +260,8 @@ class DiffusionFeatures:
         """One UNet pass with the empty prompt: (B, channels, height, width) to the same."""
         prompt = self.empty_prompt.expand(noisy.shape[0], -1, -1)
         noisy = noisy.to(self.unet.device, self.unet.dtype)
-        return self.unet(noisy, timestep, encoder_hidden_states=prompt, return_dict=False)[0]
+        with alone_in(self.unet):  # its hooks, if another thread is capturing, are not for this pass
+            return self.unet(noisy, timestep, encoder_hidden_states=prompt, return_dict=False)[0]
 
     def capture(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,18 @@ from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.fingerprints import Fingerprint, own_settings
+from nerve_kernels.segmentation.finite import require_finite
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
-from nerve_kernels.segmentation.loading import choose_device, choose_dtype, freeze, load_part
+from nerve_kernels.segmentation.loading import (
+    ModelLoadError,
+    check_vocabulary,
+    choose_device,
+    choose_dtype,
+    freeze,
+    load_part,
+)
+from nerve_kernels.segmentation.locks import alone_in
+from nerve_kernels.segmentation.phases import CLIP_IMAGE, CLIP_WORDS
 
 from .source import PatchEmbeddings, TextImageSource
 from .templates import fill
@@ -96,13 +107,15 @@ class DenseClip:
         preprocessor: dict[str, Any] = load_part(
             BaseImageProcessor.get_image_processor_dict, source, argument="clip", config="preprocessor_config.json"
         )[0]
+        check_vocabulary(tokenizer, model.config.text_config, argument="clip")
+        mean, std = (_three_numbers(preprocessor, name) for name in ("image_mean", "image_std"))
+        if not min(std) > 0:
+            raise ModelLoadError(f"clip: preprocessor_config.json: image_std: expected numbers > 0, got {std}")
         freeze(model, device, choose_dtype(dtype, device))
-        return cls(
-            model=model,
-            tokenizer=tokenizer,
-            mean=preprocessor["image_mean"],
-            std=preprocessor["image_std"],
-        )
+        loaded = cls(model=model, tokenizer=tokenizer, mean=mean, std=std)
+        if not 0 < loaded.logit_scale < math.inf:
+            raise ModelLoadError(f"clip: the logit_scale of {source} gives {loaded.logit_scale}; expected a number > 0")
+        return loaded
 
     @property
     def device(self) -> torch.device:
@@ -240,7 +253,7 @@ class DenseClip:
             for (top, left), one in zip(some, seen, strict=True):
                 average.add(one, top // patch, left // patch)
         assert average is not None  # there is always at least one window
-        values = average.mean()
+        values = require_finite(average.mean(), CLIP_IMAGE)
         return PatchEmbeddings(values.flatten(0, 1), (values.shape[0], values.shape[1]))
 
     @torch.no_grad()
@@ -255,20 +268,32 @@ class DenseClip:
             (names, D) float32 on the model's device.
         """
         key = tuple(templates)
-        new = [name for name in dict.fromkeys(names) if (name, key) not in self._known_names]
-        prompts = [fill(template, name) for name in new for template in key]
-        if prompts:
-            by_prompt = self._embed_prompts(prompts)
-            means = functional.normalize(by_prompt.unflatten(0, (len(new), -1)).mean(1), dim=-1)
-            for name, mean in zip(new, means, strict=True):
-                self._known_names[name, key] = mean
-        return torch.stack([self._known_names[name, key] for name in names])
+        with alone_in(self.model):  # the tokenizer is changed by every call
+            new = [name for name in dict.fromkeys(names) if (name, key) not in self._known_names]
+            prompts = [fill(template, name) for name in new for template in key]
+            if prompts:
+                by_prompt = require_finite(self._embed_prompts(prompts), CLIP_WORDS)
+                means = functional.normalize(by_prompt.unflatten(0, (len(new), -1)).mean(1), dim=-1)
+                for name, mean in zip(new, means, strict=True):
+                    self._known_names[name, key] = mean
+            return torch.stack([self._known_names[name, key] for name in names])
 
     def _embed_prompts(self, prompts: list[str]) -> torch.Tensor:
         limit = self.model.config.text_config.max_position_embeddings
         longest = min(self.tokenizer.model_max_length, limit)
         rows: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=longest).input_ids
         return embed_rows(self.model, rows)
+
+
+def _three_numbers(preprocessor: Mapping[str, Any], name: str) -> list[float]:
+    values = preprocessor.get(name)
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    ):
+        raise ModelLoadError(f"clip: preprocessor_config.json: {name}: expected 3 finite numbers, got {values!r:.60}")
+    return [float(value) for value in values]
 
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BACKGROUND = "background"
+MAX_NAME_LENGTH = 300
 
 # Stuff that photographs commonly show around the things asked for.
 DEFAULT_BACKGROUND_WORDS: tuple[str, ...] = (
@@ -146,7 +147,7 @@ def _names_of(label: str | Sequence[str], number: int) -> tuple[str, ...]:
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"labels: label {number} is {label!r}, wanted text or a list of names")
     cleaned = tuple(" ".join(name.split()) for name in names)
-    _refuse_broken_text(cleaned, f"label {number}")
+    _refuse_unusable_text(cleaned, f"label {number}")
     if not cleaned or not any(cleaned):
         raise ValueError(f"labels: label {number} is empty; write names between the commas, as in 'cat, dog|puppy'")
     if not all(cleaned):
@@ -161,15 +162,21 @@ def _background_names(words: str | Sequence[str], labels: list[tuple[str, ...]])
     if isinstance(words, str):
         words = split_words(words)
     cleaned = tuple(" ".join(word.split()) for word in words)
-    _refuse_broken_text(cleaned, "background words")
+    _refuse_unusable_text(cleaned, "background words")
     if not all(cleaned):
         raise ValueError("background_words: got an empty word, wanted words such as 'sky'")
     return cleaned
 
 
-def _refuse_broken_text(names: Sequence[str], where: str) -> None:
-    """Bytes that are not UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+def _refuse_unusable_text(names: Sequence[str], where: str) -> None:
+    """Names that no tokenizer takes, or that keep it busy for minutes: its time grows as the square of a word."""
     for name in names:
+        if len(name) > MAX_NAME_LENGTH:
+            raise ValueError(
+                f"labels: {where}: expected at most {MAX_NAME_LENGTH} characters a name, got {len(name)} "
+                f"({name[:20]!r}...); shorten it"
+            )
+        # bytes that are not UTF-8 reach Python as lone surrogates
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(f"labels: {where} ({name!r}) holds bytes that are not UTF-8; write it as UTF-8 text")
 

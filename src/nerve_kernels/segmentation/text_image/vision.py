@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 
 from nerve_kernels.segmentation.config_checks import DENSE_FEATURES
+from nerve_kernels.segmentation.locks import alone_in
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -84,13 +85,14 @@ def _tokens_before(model: CLIPModel, block: torch.nn.Module, pixels: torch.Tenso
     def stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _LastBlockReached(args[0] if args else kwargs["hidden_states"])
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model.vision_model(pixel_values=pixels.to(model.logit_scale.dtype), interpolate_pos_encoding=True)
-    except _LastBlockReached as reached:
-        return reached.tokens
-    finally:
-        handle.remove()
+    with alone_in(model):
+        handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            model.vision_model(pixel_values=pixels.to(model.logit_scale.dtype), interpolate_pos_encoding=True)
+        except _LastBlockReached as reached:
+            return reached.tokens
+        finally:
+            handle.remove()
     raise RuntimeError("clip: the last vision block did not run; is this a CLIP vision model?")
 
 

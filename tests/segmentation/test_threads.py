@@ -1,0 +1,95 @@
+"""One pipeline, many threads: each gets what it would have got alone, to the bit."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerve_kernels.segmentation import NervePipeline
+
+THREADS = 6
+CALLS = 4
+
+
+@pytest.fixture
+def swift_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def random_images():
+    random = np.random.default_rng(5)
+    sizes = [(40, 60), (64, 48), (33, 50), (48, 48)]
+    return [Image.fromarray(random.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
+
+
+def test_calls_from_many_threads_give_what_they_give_alone(pipeline, tiny_config, swift_switches):
+    pipeline = NervePipeline(diffusion=pipeline.diffusion, clip=pipeline.clip, config=tiny_config)
+    images = random_images()
+    # By every layer and by one, so that captures that see another thread's pass are seen in turn.
+    overrides = [{"layers": ("latent/1",)}, {"layers": ("latent/1", "latent/2"), "window": 1}]
+    jobs = [(image, override) for image in images for override in overrides]
+    labels = "cat, dog, grass"
+    alone = [pipeline(image, labels, **override) for image, override in jobs]
+    start = threading.Barrier(THREADS)
+
+    def work(number):
+        start.wait()
+        order = [(number + step) % len(jobs) for step in range(CALLS)]
+        return [(index, pipeline(jobs[index][0], labels, **jobs[index][1])) for index in order]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [pair for pairs in pool.map(work, range(THREADS)) for pair in pairs]
+    assert len(found) == THREADS * CALLS
+    for index, result in found:
+        assert torch.equal(result.token_probabilities, alone[index].token_probabilities)
+        assert torch.equal(result.label_map, alone[index].label_map)
+
+
+def test_a_pass_outside_of_a_capture_is_not_captured(diffusion, swift_switches):
+    """Another thread's own pass of the UNet calls its hooks too."""
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def capture():
+        generator = torch.Generator().manual_seed(2)
+        return diffusion.capture(latent, timesteps=(1, 2), layers=["latent/1"], generator=generator)
+
+    expected = capture()
+    done = threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            diffusion.denoise(other, 5)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        for _ in range(10):
+            for layer, wanted in zip(capture(), expected, strict=True):
+                assert layer.grid == wanted.grid
+                assert torch.equal(layer.q, wanted.q)
+                assert torch.equal(layer.k, wanted.k)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_names_from_many_threads_are_embedded_right(clip, clip_folder, swift_switches):
+    """The tokenizer is changed by every call, and refuses to be used by two threads at once."""
+    from nerve_kernels.segmentation.text_image.clip import DenseClip
+
+    fresh = DenseClip.from_pretrained(clip_folder, device="cpu")
+    names = [f"thing {number}" for number in range(THREADS * CALLS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda name: fresh.embed_names([name], ("a {}", "the {}")), names))
+    for name, embedding in zip(names, found, strict=True):
+        torch.testing.assert_close(embedding, clip.embed_names([name], ("a {}", "the {}")))
