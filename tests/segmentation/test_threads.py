@@ -81,15 +81,3 @@ def test_a_pass_outside_of_a_capture_is_not_captured(diffusion, swift_switches):
     finally:
         done.set()
         thread.join()
-
-
-def test_names_from_many_threads_are_embedded_right(clip, clip_folder, swift_switches):
-    """The tokenizer is changed by every call, and refuses to be used by two threads at once."""
-    from nerve_kernels.segmentation.text_image.clip import DenseClip
-
-    fresh = DenseClip.from_pretrained(clip_folder, device="cpu")
-    names = [f"thing {number}" for number in range(THREADS * CALLS)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda name: fresh.embed_names([name], ("a {}", "the {}")), names))
-    for name, embedding in zip(names, found, strict=True):
-        torch.testing.assert_close(embedding, clip.embed_names([name], ("a {}", "the {}")))

@@ -185,6 +185,8 @@ def test_of_very_many_heads_the_heaviest_are_shown():
     [
         (["--port", "99999"], "wanted a number from 1 to 65535"),
         (["--preset", "nothing"], "preset: got 'nothing'"),
+        (["--dtype", "float64"], "dtype: got 'float64', wanted float32, float16 or bfloat16"),
+        (["--device", "nope"], "device: got 'nope'"),
         (["--colour"], "unrecognized arguments"),
         (["--allow-host", "https://page.example/"], "wanted a host's name or address"),
         (["--allow-host", "page.example:80"], "wanted a host's name or address"),

@@ -31,7 +31,7 @@ from nerve_kernels.evaluation.report import write_report
 from nerve_kernels.evaluation.runner import SAVE_EVERY_SECONDS, Evaluation, check_save_every, evaluate
 from nerve_kernels.evaluation.scorer import VOCABULARIES, Scorer
 from nerve_kernels.evaluation.variants import BASE, ablation, parse_setting
-from nerve_kernels.segmentation.model_checks import check_backend
+from nerve_kernels.segmentation.config import check_backend
 from nerve_kernels.segmentation.presets import PRESETS
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)

@@ -10,9 +10,8 @@ from typing import Any
 
 import typer
 
-from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.config import NerveConfig, check_backend
 from nerve_kernels.segmentation.loading import ModelLoadError
-from nerve_kernels.segmentation.model_checks import check_backend
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import PRESETS, find_preset
 from nerve_kernels.segmentation.result import RESULT_ENDINGS, is_own_summary

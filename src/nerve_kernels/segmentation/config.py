@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nerve_kernels import available_backends
+
 from .config_checks import CHECKS, SEQUENCE_FIELDS
 from .output.files import write_atomic
 
@@ -211,6 +213,20 @@ def differing_field(one: NerveConfig, other: NerveConfig, names: tuple[str, ...]
         if getattr(one, name) != getattr(other, name):
             return name
     return None
+
+
+def check_backend(config: NerveConfig) -> None:
+    """Refuse a backend that is unknown or has nothing to run on here, which needs no model to be known.
+
+    Raises:
+        ValueError: names what there is.
+    """
+    here = available_backends()
+    if config.backend is not None and config.backend not in here:
+        raise ValueError(
+            f"backend: expected one of those that run here ({', '.join(here)}) or None for the best, got "
+            f"{config.backend!r}; why not others: python -c 'import nerve_kernels; nerve_kernels.show_config()'"
+        )
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
