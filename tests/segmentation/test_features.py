@@ -8,9 +8,10 @@ import os
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.segmentation.tiny_checkpoints import CLIP_WEIGHTS, copy_with_weights, spoilt
 
 import nerve_kernels as nk
-from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation import ImageFeatures, NervePipeline
 from nerve_kernels.segmentation.config import AFFINITY_FIELDS
 
 LABELS = "cat, dog|puppy, grass"
@@ -82,6 +83,53 @@ def test_new_words_run_no_model_but_the_text_tower(pipeline, wide_image, monkeyp
     for handle in handles:
         handle.remove()
     assert runs == ["text"]  # and words asked before cost only the walk
+
+
+def test_words_of_other_weights_are_refused(pipeline, clip_folder, wide_image, tmp_path):
+    from nerve_kernels.segmentation.text_image.clip import DenseClip
+
+    folder = copy_with_weights(clip_folder, tmp_path / "other", CLIP_WEIGHTS, spoilt("text_projection.weight", 0.5))
+    others = NervePipeline(
+        attention=pipeline.attention,
+        text_image=DenseClip.from_pretrained(folder, device="cpu"),
+        config=pipeline.config,
+    )
+    made = pipeline.encode(wide_image)
+    loaded = ImageFeatures.load(made.save(tmp_path / "wide.safetensors"))
+    for features in (made, loaded, loaded.without_layers()):
+        with pytest.raises(ValueError, match=r"features: expected the text and image model that made their patches"):
+            others.segment(features, LABELS)
+    # the same weights in another object are the same weights
+    again = NervePipeline(
+        attention=pipeline.attention,
+        text_image=DenseClip.from_pretrained(clip_folder, device="cpu"),
+        config=pipeline.config,
+    )
+    wanted = pipeline.segment(made, LABELS).token_probabilities
+    torch.testing.assert_close(again.segment(loaded, LABELS).token_probabilities, wanted)
+
+
+def test_weights_in_another_dtype_are_a_warning(pipeline, clip_folder, wide_image, tmp_path):
+    from nerve_kernels.segmentation.text_image.clip import DenseClip
+
+    loaded = ImageFeatures.load(pipeline.encode(wide_image).save(tmp_path / "wide.safetensors"))
+    half = NervePipeline(
+        attention=pipeline.attention,
+        text_image=DenseClip.from_pretrained(clip_folder, device="cpu", dtype="bfloat16"),
+        config=pipeline.config,
+    )
+    with pytest.warns(UserWarning, match=r"features: made in another dtype, .* in float32, got \w+ in bfloat16"):
+        half.segment(loaded, LABELS)
+
+
+def test_files_that_do_not_say_what_made_them_are_taken(pipeline, wide_image, tmp_path):
+    """As those of earlier versions."""
+    from dataclasses import replace
+
+    features = pipeline.encode(wide_image)
+    old = ImageFeatures.load(replace(features, made_by=None).save(tmp_path / "old.safetensors"))
+    assert old.made_by is None
+    assert torch.equal(pipeline.segment(old, LABELS).label_map, pipeline.segment(features, LABELS).label_map)
 
 
 def test_what_is_no_such_file_is_refused(tmp_path):

@@ -40,7 +40,7 @@ def test_numbers_that_are_none_are_an_error_that_names_the_phase(
     else:
         folder = copy_with_weights(diffusion_folder, tmp_path / "copy", file, change)
         diffusion = DiffusionFeatures.from_pretrained(folder, device="cpu")
-    pipeline = NervePipeline(diffusion=diffusion, clip=clip, config=tiny_config)
+    pipeline = NervePipeline(attention=diffusion, text_image=clip, config=tiny_config)
     for _ in range(2):  # what was not finite is not kept for the next call either
         with pytest.raises(NotFiniteError, match=f"^{phase}: expected finite numbers, got NaN or infinity in"):
             pipeline(wide_image, "cat, dog")

@@ -32,7 +32,7 @@ def random_images():
 
 
 def test_calls_from_many_threads_give_what_they_give_alone(pipeline, tiny_config, swift_switches):
-    pipeline = NervePipeline(diffusion=pipeline.diffusion, clip=pipeline.clip, config=tiny_config)
+    pipeline = NervePipeline(attention=pipeline.attention, text_image=pipeline.text_image, config=tiny_config)
     images = random_images()
     # By every layer and by one, so that captures that see another thread's pass are seen in turn.
     overrides = [{"layers": ("latent/1",)}, {"layers": ("latent/1", "latent/2"), "window": 1}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from .attention.source import CapturedLayer
 from .config import AFFINITY_FIELDS, NerveConfig
 from .feature_file import affinity_of, check_grid, check_image, check_patches, pack, pair, unpack
 from .output.files import write_atomic
-from .text_image.source import PatchEmbeddings
+from .text_image.source import PatchEmbeddings, TextImageSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class ImageFeatures:
         builder: makes affinities from Stable Diffusion's queries and keys; None where the walk
             is off or :meth:`without_layers` let go of them.
         grid: (H, W) of the tokens that the walk runs on; None where the walk is off.
+        made_by: what embedded the patches, and alone embeds names that can be compared with them: the model, or its
+            fingerprint and dtype from a file; None for files of earlier versions, which do not say.
     """
 
     image: Image.Image
@@ -41,6 +44,7 @@ class ImageFeatures:
     config: NerveConfig
     builder: AffinityBuilder | None = None
     grid: tuple[int, int] | None = None
+    made_by: TextImageSource | Mapping[str, str] | None = field(default=None, repr=False)
     _affinities: dict[tuple[Any, ...], Affinity] = field(default_factory=dict, repr=False)  # where there is no builder
     _asked: dict[tuple[Any, ...], NerveConfig] = field(default_factory=dict, repr=False)
 
@@ -65,6 +69,27 @@ class ImageFeatures:
                 "encode the image again with walk=True and these settings"
             )
         return self._affinities[key]
+
+    def check_source(self, source: TextImageSource) -> None:
+        """Refuse a model whose names cannot be compared with these patches, which were made with other weights.
+
+        Weights in another dtype have other bits, so that there is no telling: that is a warning.
+
+        Raises:
+            ValueError: with both fingerprints.
+        """
+        if self.made_by is None or self.made_by is source:
+            return
+        made, here = _identity(self.made_by), _identity(source)
+        if made == here:
+            return
+        told = f"fingerprint {made['fingerprint']} in {made['dtype']}, got {here['fingerprint']} in {here['dtype']}"
+        if made["dtype"] == here["dtype"]:
+            raise ValueError(
+                f"features: expected the text and image model that made their patches, {told}; encode the image again "
+                "with this model"
+            )
+        warnings.warn(f"features: made in another dtype, so the weights cannot be compared: {told}", stacklevel=3)
 
     def without_layers(self) -> ImageFeatures:
         """The same features with the affinities asked for so far, without queries and keys."""
@@ -106,6 +131,7 @@ class ImageFeatures:
             "patch_grid": self.patches.grid,
             "grid": self.grid,
             "affinities": affinities,
+            "made_by": None if self.made_by is None else _identity(self.made_by),
         }
         return write_atomic(path, pack(tensors, description))
 
@@ -162,8 +188,15 @@ class ImageFeatures:
             patches=PatchEmbeddings(patches, patch_grid),
             config=config,
             grid=grid,
+            made_by=None if description.get("made_by") is None else _identity(description["made_by"]),
             _affinities=affinities,
         )
+
+
+def _identity(made_by: TextImageSource | Mapping[str, str]) -> Mapping[str, str]:
+    if isinstance(made_by, Mapping):
+        return {name: str(made_by[name]) for name in ("fingerprint", "dtype")}
+    return {"fingerprint": made_by.fingerprint(), "dtype": str(made_by.dtype).removeprefix("torch.")}
 
 
 def _take_apart(affinity: Affinity) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -14,7 +14,7 @@ from nerve_kernels.affinity import Affinity
 
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
-from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
+from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, differing_field
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
@@ -159,11 +159,11 @@ class NervePipeline:
         with phase(CLIP_IMAGE):
             (patches,) = self.text_image.embed_images([image], config)
         if not config.walk:
-            return ImageFeatures(image, patches, config)
+            return ImageFeatures(image, patches, config, made_by=self.text_image)
         with phase(DIFFUSION):
             (layers,) = self.attention([image], config)
         builder = AffinityBuilder(layers)
-        features = ImageFeatures(image, patches, config, builder, builder.grid)
+        features = ImageFeatures(image, patches, config, builder, builder.grid, self.text_image)
         features.affinity(config)
         return features
 
@@ -183,7 +183,7 @@ class NervePipeline:
             The segmentation at the image's resolution.
 
         Raises:
-            ValueError: unusable labels, or a config that needs the image encoded anew.
+            ValueError: unusable labels, or a config or other weights that need the image encoded anew.
         """
         config = config or features.config
         return self.segment_from(features, self.seeds(features, labels, config=config), config=config)
@@ -193,6 +193,7 @@ class NervePipeline:
         """The part of :meth:`segment` that depends on the words, before any walk."""
         config = config or features.config
         self._check_config(features, config)
+        features.check_source(self.text_image)
         label_set = self._check_labels(labels, config)
         with phase(CLIP_WORDS):
             texts = self.text_image.embed_names(label_set.flat_names, resolve_templates(config.templates))
@@ -236,6 +237,7 @@ class NervePipeline:
         )
 
     def _check(self, config: NerveConfig) -> None:
+        check_backend(config)
         self.text_image.check(config)
         if config.walk:
             self.attention.check(config)
