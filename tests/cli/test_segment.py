@@ -153,22 +153,28 @@ def test_labels_beside_an_image_that_cannot_be_used_are_refused_with_its_name(mo
     ("options", "message"),
     [
         (["--labels", "cat,,dog"], "labels: label 2 is empty"),
-        (["--labels", ""], "labels: got none"),
+        (["--labels", ""], "labels: expected at least one, as in 'cat, dog|puppy', got none"),
         (["--labels", "cat"], "labels: got only 'cat'"),
         ([], "--labels: wanted"),
-        (["--labels", "cat, dog", "--alpha", "1.5"], "alpha: got 1.5, wanted a number in [0, 1)"),
+        (["--labels", "cat, dog", "--alpha", "1.5"], "alpha: expected a number in [0, 1), got 1.5"),
         (["--labels", "cat, dog", "--alpha", "much"], "--alpha"),
-        (["--labels", "cat, dog", "--window", "4"], "window: got 4, wanted an odd integer"),
+        (["--labels", "cat, dog", "--window", "4"], "window: expected an odd int ≥ 1 (tokens), or two of them, got 4"),
         (["--labels", "cat, dog", "--steps", "3", "--tolerance", "0.1"], "exactly one of them"),
-        (["--labels", "cat, dog", "--timesteps", "early"], "--timesteps: got 'early'"),
+        (
+            ["--labels", "cat, dog", "--timesteps", "early"],
+            "whole numbers such as '50, 100', got 'early'",
+        ),
         (["--labels", "cat, dog", "--no-such-option"], "--no-such-option"),
         (["--labels", "cat, dog", "--preset", "embeded"], "did you mean 'embedded'"),
         (["--labels", "cat, dog", "--config", "/no/such/file"], "--config: cannot read /no/such/file"),
         (["--labels", "cat, dog", "--layers", "up_blocks.7"], "layers: 'up_blocks.7' fits none of"),
-        (["--labels", "cat, dog", "--timesteps", "1000"], "timesteps: got 1000"),
-        (["--labels", "cat, dog", "--out", __file__], "is a file, wanted a folder"),
-        (["--labels", "cat, dog", "--device", "gpu9"], "device: got 'gpu9'"),
-        (["--labels", "cat, dog", "--dtype", "int8"], "dtype: got 'int8'"),
+        (
+            ["--labels", "cat, dog", "--timesteps", "1000"],
+            "timesteps: expected an int from 0 to 999",
+        ),
+        (["--labels", "cat, dog", "--out", __file__], f"--out: expected a folder, got the file {__file__}"),
+        (["--labels", "cat, dog", "--device", "gpu9"], "got 'gpu9', which cannot be used here"),
+        (["--labels", "cat, dog", "--dtype", "int8"], "dtype: expected float32, float16 or bfloat16, got 'int8'"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_2(models, images, tmp_path, capsys, options, message):
@@ -198,7 +204,7 @@ def test_a_config_that_is_wrong(models, images, tmp_path, capsys):
     for text, message in (
         ('{"aplha": 1}', "unknown field 'aplha'; did you mean 'alpha'"),
         ("{", "config: not valid JSON"),
-        ('{"beta": 7}', "beta: got 7"),
+        ('{"beta": 7}', "beta: expected a number in [0, 1], got 7"),
     ):
         config.write_text(text)
         code, _, err = run_main(capsys, images, "-l", "cat, dog", *models, "--config", config)

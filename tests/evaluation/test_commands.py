@@ -131,20 +131,20 @@ def test_switches_reach_the_config(tiny, tmp_path, capsys, options, settings):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dataset", "voc12"], "dataset: got 'voc12', wanted one of voc21"),
-        (["--dataset", "voc21"], "root: got none, wanted the folder"),
+        (["--dataset", "voc12"], "dataset: expected one of voc21"),
+        (["--dataset", "voc21"], "root: expected the folder"),
         (["--dataset", "embedded", "--local-only", "--global-only"], "got both"),
-        (["--dataset", "embedded", "--set", "alpha=3"], "alpha: got 3"),
+        (["--dataset", "embedded", "--set", "alpha=3"], "alpha: expected a number in [0, 1), got 3"),
         (["--dataset", "embedded", "--set", "alpha=" + "[" * 100_000], "setting: alpha: expected a value, got 100000"),
         (["--dataset", "embedded", "--set", "steps=" + "9" * 5000], "setting: steps: expected a value, got 5000"),
-        (["--dataset", "embedded", "--set", "templates=[{}]"], "templates: got"),
-        (["--dataset", "embedded", "--set", 'criterion=[["entropy"]]'], "criterion: got"),
+        (["--dataset", "embedded", "--set", "templates=[{}]"], "templates: expected"),
+        (["--dataset", "embedded", "--set", 'criterion=[["entropy"]]'], "criterion: expected"),
         (["--dataset", "embedded", "--set", "backend=nope"], "backend: expected one of those that run here"),
         (["--dataset", "embedded", "--vary", 'backend=["nope"]'], "backend: expected one of those that run here"),
-        (["--dataset", "embedded", "--vary", "alpha"], "wanted field=value"),
+        (["--dataset", "embedded", "--vary", "alpha"], "expected field=value"),
         (["--dataset", "embedded", "--limit", "0"], "--limit"),
-        (["--dataset", "embedded", "--vocabulary", "own"], "vocabulary: got 'own'"),
-        (["--dataset", "embedded", "--preset", "none"], "preset: got 'none'"),
+        (["--dataset", "embedded", "--vocabulary", "own"], "vocabulary: expected 'dataset' or 'image', got 'own'"),
+        (["--dataset", "embedded", "--preset", "none"], ", got 'none'"),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, capsys, monkeypatch, options, message):

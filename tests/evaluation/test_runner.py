@@ -119,7 +119,7 @@ def test_a_larger_limit_uses_what_a_smaller_one_computed(pipeline, tmp_path):
     assert (whole.images, whole.resumed) == (4, 2)
     part = evaluate(scorer_of(pipeline, Few(4)), tmp_path, limit=2)
     assert (part.images, part.resumed) == (2, 2)
-    with pytest.raises(ValueError, match="limit: got 0, wanted at least 1"):
+    with pytest.raises(ValueError, match="limit: expected at least 1, got 0"):
         spread(4, 0)
 
 
@@ -219,9 +219,9 @@ def test_nodes_without_a_common_folder_count_each_image_once(pipeline, tmp_path)
 
 
 def test_vocabulary_and_variants_are_checked(pipeline):
-    with pytest.raises(ValueError, match="vocabulary: got 'own', wanted 'dataset' or 'image'"):
+    with pytest.raises(ValueError, match="vocabulary: expected 'dataset' or 'image', got 'own'"):
         scorer_of(pipeline, vocabulary="own")
-    with pytest.raises(ValueError, match="variants: got none"):
+    with pytest.raises(ValueError, match="variants: expected at least one, got none"):
         Scorer(pipeline, Few(1), {})
 
 

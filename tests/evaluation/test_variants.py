@@ -28,9 +28,9 @@ def test_chosen_rows_take_the_place_of_the_usual_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alpha", "wanted field=value"),
-        ("alpha=0.5", "wanted a list of values"),
-        ("alpha=[2]", r"alpha: got 2, wanted a number in \[0, 1\)"),
+        ("alpha", "expected field=value"),
+        ("alpha=0.5", "expected a list of values"),
+        ("alpha=[2]", r"alpha: expected a number in \[0, 1\), got 2"),
     ],
 )
 def test_rows_that_cannot_be(text, message):

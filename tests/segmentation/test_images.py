@@ -88,7 +88,7 @@ def test_the_argument_is_left_as_it_was():
 
 @pytest.mark.parametrize("array", [np.zeros((4, 6, 3)), np.zeros((4, 6, 2), np.uint8), np.zeros(4, np.uint8)])
 def test_other_arrays_are_refused(array):
-    with pytest.raises(TypeError, match=r"image: got an array of .*, wanted uint8"):
+    with pytest.raises(TypeError, match=r"image: expected uint8 .*, got an array of .*; scale floats"):
         load_image(array)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_image_is_refused(tmp_path):
         load_image(tmp_path)  # a folder
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_image(tmp_path / "absent.png")
-    with pytest.raises(TypeError, match="image: got int"):
+    with pytest.raises(TypeError, match="image: expected a path, a PIL image or a uint8 array, got int"):
         load_image(3)  # type: ignore[arg-type]
     with pytest.raises(NotAnImageError, match="no pixels"):
         load_image(np.zeros((0, 6, 3), np.uint8))

@@ -168,7 +168,7 @@ def test_bad_calls_are_refused_before_any_work(pipeline, wide_image, monkeypatch
     monkeypatch.setattr(pipeline, "text_image", None)
     with pytest.raises(ValueError, match="labels: label 2 is empty"):
         pipeline(wide_image, "cat,,dog")
-    with pytest.raises(ValueError, match="alpha: got 2"):
+    with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\), got 2"):
         pipeline(wide_image, LABELS, alpha=2.0)
     with pytest.raises(TypeError, match="unknown field 'aplha'; did you mean 'alpha'"):
         pipeline(wide_image, LABELS, aplha=0.5)

@@ -24,7 +24,7 @@ def test_hub_presets_name_models_and_no_folders():
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
-    with pytest.raises(ValueError, match=r"preset: got 'embeded', wanted one of .*did you mean 'embedded'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of .*, got 'embeded'; did you mean 'embedded'"):
         NervePipeline.from_preset("embeded")
 
 
@@ -64,14 +64,14 @@ def test_devices_and_dtypes():
     assert choose_device("cpu").type == "cpu"
     assert choose_device(None).type in ("cpu", "cuda")
     for bad in ("gpu", "cuda:99", "cpu:x"):
-        with pytest.raises(ValueError, match=f"device: got '{bad}', which cannot be used here"):
+        with pytest.raises(ValueError, match=f"device: expected 'cpu' or .*, got '{bad}', which cannot be used here"):
             choose_device(bad)
     assert choose_dtype(None, torch.device("cpu")) == torch.float32
     assert choose_dtype(None, torch.device("cuda")) == torch.float16
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert choose_dtype("torch.float16", torch.device("cpu")) == torch.float16
     for bad_dtype in ("int8", torch.float64, "half"):
-        with pytest.raises(ValueError, match=r"dtype: got .*, wanted float32, float16 or bfloat16"):
+        with pytest.raises(ValueError, match=r"dtype: expected float32, float16 or bfloat16, got "):
             choose_dtype(bad_dtype, torch.device("cpu"))
 
 

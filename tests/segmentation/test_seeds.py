@@ -18,9 +18,9 @@ def test_the_best_synonym_counts():
 
 
 def test_mismatched_embeddings_are_refused():
-    with pytest.raises(ValueError, match="patches, texts: got"):
+    with pytest.raises(ValueError, match=r"patches, texts: expected \(N, D\) and \(names, D\), got"):
         label_similarity(torch.ones(2, 3), torch.ones(2, 4), [0, 1])
-    with pytest.raises(ValueError, match="label_of_name: got 1 entries"):
+    with pytest.raises(ValueError, match="label_of_name: expected one entry for each of the 2 rows of texts, got 1"):
         label_similarity(torch.ones(2, 3), torch.ones(2, 3), [0])
 
 
@@ -51,13 +51,13 @@ def test_cross_attention_survives_patches_that_no_label_looks_at():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="mode: got 'x', wanted 'cosine' or 'cross_attention'"):
+    with pytest.raises(ValueError, match="mode: expected 'cosine' or 'cross_attention', got 'x'"):
         seeds_from_similarity(torch.ones(2, 2), mode="x", scale=1.0)
-    with pytest.raises(ValueError, match="scale: got 0"):
+    with pytest.raises(ValueError, match="scale: expected a number > 0, got 0"):
         seeds_from_similarity(torch.ones(2, 2), mode="cosine", scale=0)
-    with pytest.raises(ValueError, match="similarity: got shape"):
+    with pytest.raises(ValueError, match=r"similarity: expected shape \(N, C\), got"):
         seeds_from_similarity(torch.ones(2), mode="cosine", scale=1.0)
-    with pytest.raises(ValueError, match=r"seeds: got shape \(5, 2\), wanted \(6, C\)"):
+    with pytest.raises(ValueError, match=r"seeds: expected \(6, C\) .*, got \(5, 2\)"):
         resize_seeds(torch.ones(5, 2), (2, 3), (4, 4))
 
 

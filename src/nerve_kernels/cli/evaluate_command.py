@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nerve_kernels import BackendUnavailableError
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.cli.options import (
     MODELS,
     OUTPUT,
@@ -111,11 +112,11 @@ def run(
     at any moment, the same command goes on from the finished images. Under torchrun the processes share the work.
     """
     if local_only and global_only:
-        raise typer.BadParameter("--local-only, --global-only: got both, wanted at most one")
+        raise typer.BadParameter(refusal("--local-only, --global-only", "at most one", "both"))
     if whole_image and clip_window is not None:
-        raise typer.BadParameter("--whole-image, --clip-window: got both, wanted at most one")
+        raise typer.BadParameter(refusal("--whole-image, --clip-window", "at most one", "both"))
     if limit_walk and steps is not None:
-        raise typer.BadParameter("--limit-walk, --steps: got both, wanted at most one")
+        raise typer.BadParameter(refusal("--limit-walk, --steps", "at most one", "both"))
     as_usage_error(check_save_every, save_every)
     overrides = {
         "clip_size": clip_size,

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.config import NerveConfig, check_backend
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.pipeline import NervePipeline
@@ -77,7 +78,7 @@ def read_timesteps(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in split_words(text))
     except ValueError:
-        raise typer.BadParameter(f"--timesteps: got {text!r}, wanted whole numbers such as '50, 100'") from None
+        raise typer.BadParameter(refusal("--timesteps", "whole numbers such as '50, 100'", repr(text))) from None
 
 
 def read_layers(text: str) -> tuple[int | str, ...]:
@@ -196,7 +197,7 @@ def check_output(
         with tempfile.TemporaryFile(dir=folder):
             pass
     except FileExistsError:
-        raise typer.BadParameter(f"--out: {folder} is a file, wanted a folder") from None
+        raise typer.BadParameter(refusal("--out", "a folder", f"the file {folder}")) from None
     except OSError as error:
         raise typer.BadParameter(
             f"--out: cannot write to {folder}: {error.strerror}; choose another folder with --out"

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from nerve_kernels import __version__
-from nerve_kernels.segmentation.config_checks import CRITERIA, SEED_MODES
+from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.config_fields import CRITERIA, SEED_MODES
 from nerve_kernels.segmentation.images import NotAnImageError
 from nerve_kernels.segmentation.phases import recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
@@ -177,7 +178,8 @@ def segment(
       130  interrupted; the files that are there are whole
     """
     if not images and save_config is None:
-        raise typer.BadParameter('wanted an IMAGE, as in nerve-segment park.jpg --labels "cat, dog"; see --help')
+        example = 'give one, as in nerve-segment park.jpg --labels "cat, dog"; see --help'
+        raise typer.BadParameter(refusal("IMAGE", "at least one", "none", example))
     overrides = {
         "diffusion_size": size,
         "clip_size": clip_size,

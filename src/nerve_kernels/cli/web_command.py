@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 65535, got {text!r}")
     return int(text)
 
 
@@ -176,7 +176,7 @@ def _host_name(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"got {text!r}, wanted a host's name or address, without scheme, port or path")
+    raise argparse.ArgumentTypeError(f"expected a host's name or address, without scheme, port or path, got {text!r}")
 
 
 def _leave(message: str, code: int) -> None:

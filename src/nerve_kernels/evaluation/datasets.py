@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nerve_kernels._operators.checks import refusal
+
 from .class_lists import IGNORED, ClassList
 from .embedded import EmbeddedScenes
 from .labelled_images import ImageFiles, ImagesInFiles, LabelledImages
@@ -277,8 +279,8 @@ def open_dataset(name: str, root: PathLike | None = None, *, split: str | None =
         200
     """
     if name not in DATASETS:
-        raise ValueError(f"dataset: got {name!r}, wanted one of {', '.join(DATASETS)}")
+        raise ValueError(refusal("dataset", f"one of {', '.join(DATASETS)}", repr(name)))
     entry = DATASETS[name]
     if root is None and name != "embedded":
-        raise ValueError(f"root: got none, wanted the folder that {entry.title} was unpacked into")
+        raise ValueError(refusal("root", f"the folder that {entry.title} was unpacked into", "none"))
     return entry.open(root or "", split or entry.split)

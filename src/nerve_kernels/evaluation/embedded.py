@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nerve_kernels._operators.checks import check_choice
+
 from .labelled_images import LabelledImage, LabelledImages
 
 SPLITS = ("validation", "test")
@@ -60,15 +62,11 @@ class EmbeddedScenes(LabelledImages[EmbeddedScene]):
     """
 
     def __init__(self, split: str, *, style: str | None = None) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split: got {split!r}, wanted {' or '.join(map(repr, SPLITS))}")
+        check_choice("split", split, SPLITS)
         entries = [entry for entry in _manifest()["scenes"] if entry["split"] == split]
         if style is not None:
             known = sorted({entry["style"] for entry in entries})
-            if style not in known:
-                raise ValueError(
-                    f"style: got {style!r}, wanted {' or '.join(map(repr, known))} for the split {split!r}"
-                )
+            check_choice("style", style, known, f"the split {split!r} has no other")
             entries = [entry for entry in entries if entry["style"] == style]
         self.split = split
         self.name = f"embedded scenes ({split})"

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nerve_kernels._operators.checks import refusal
+
 LabelMap = torch.Tensor | npt.NDArray[np.integer]
 
 
@@ -110,7 +112,7 @@ class MeanIoU:
         from torchmetrics.classification import MulticlassConfusionMatrix
 
         if len(classes) < 2:
-            raise ValueError(f"classes: got {len(classes)}, wanted at least 2")
+            raise ValueError(refusal("classes", "at least 2", len(classes)))
         self.classes = tuple(classes)
         #: The torchmetrics metric itself; it sums over processes under ``torch.distributed``.
         self.confusion = MulticlassConfusionMatrix(len(classes), ignore_index=ignore_index).to(device or "cpu")
@@ -134,7 +136,7 @@ def _same_shape(prediction: LabelMap, truth: LabelMap) -> tuple[torch.Tensor, to
     predicted, wanted = _integers(prediction), _integers(truth)
     if predicted.shape != wanted.shape:
         raise ValueError(
-            f"prediction, truth: got shapes {tuple(predicted.shape)} and {tuple(wanted.shape)}, wanted the same"
+            refusal("prediction, truth", "one shape", f"{tuple(predicted.shape)} and {tuple(wanted.shape)}")
         )
     return predicted, wanted
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.finite import NotFiniteError
 
 from .file_states import FileState
@@ -189,7 +190,7 @@ def spread(count: int, limit: int | None) -> list[int]:
         ([0, 2, 5, 7], [0, 1, 2], [0, 1])
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: got {limit}, wanted at least 1")
+        raise ValueError(refusal("limit", "at least 1", limit))
     wanted = count if limit is None else min(limit, count)
     return [position * count // wanted for position in range(wanted)]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 import nerve_kernels as nk
+from nerve_kernels._operators.checks import check_choice, refusal
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from nerve_kernels.segmentation.features import ImageFeatures
 from nerve_kernels.segmentation.fingerprints import digest_of_weights
@@ -71,10 +72,9 @@ class Scorer:
         *,
         vocabulary: str = "dataset",
     ) -> None:
-        if vocabulary not in VOCABULARIES:
-            raise ValueError(f"vocabulary: got {vocabulary!r}, wanted {' or '.join(map(repr, VOCABULARIES))}")
+        check_choice("vocabulary", vocabulary, VOCABULARIES)
         if not variants:
-            raise ValueError("variants: got none, wanted at least one")
+            raise ValueError(refusal("variants", "at least one", "none"))
         self.pipeline, self.dataset, self.vocabulary = pipeline, dataset, vocabulary
         self.variants = {
             name: protocol_config(config, has_background=dataset.has_background) for name, config in variants.items()

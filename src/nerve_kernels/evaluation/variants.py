@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.config import NerveConfig
 
 BASE = "method"
@@ -49,7 +50,7 @@ def ablation(base: NerveConfig, vary: Sequence[str] = ()) -> dict[str, NerveConf
     for text in vary:
         field, values = parse_setting(text)
         if not isinstance(values, list):
-            raise ValueError(f"vary: got {text!r}, wanted a list of values, as in 'alpha=[0.5, 0.9]'")
+            raise ValueError(refusal("vary", "a list of values, as in 'alpha=[0.5, 0.9]'", repr(text)))
         changes |= {f"{field}={json.dumps(value)}": {field: value} for value in values}
     rows: dict[str, NerveConfig] = {}
     for name, change in changes.items():
@@ -68,7 +69,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ValueError(f"setting: got {text!r}, wanted field=value, as in 'alpha=0.8'")
+        raise ValueError(refusal("setting", "field=value, as in 'alpha=0.8'", repr(text)))
     try:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:

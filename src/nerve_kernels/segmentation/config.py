@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nerve_kernels import available_backends
+from nerve_kernels._operators.checks import check_type, refusal
 
-from .config_checks import CHECKS, SEQUENCE_FIELDS
+from .config_fields import FIELDS, SEQUENCE_FIELDS
 from .output.files import write_atomic
 
 # What each part of the work depends on: features, affinity and walk can be reused while these stay the same.
@@ -75,7 +76,7 @@ class NerveConfig:
         backend: None: the best there is.
 
     Raises:
-        TypeError, ValueError: names the field, what came, what was wanted.
+        TypeError, ValueError: names the field, what was expected, what came.
 
     Source:
         NERVE, arXiv 2511.08248; the values are this project's own.
@@ -87,7 +88,7 @@ class NerveConfig:
         >>> NerveConfig(alpha=1.5)
         Traceback (most recent call last):
             ...
-        ValueError: alpha: got 1.5, wanted a number in [0, 1)
+        ValueError: alpha: expected a number in [0, 1), got 1.5
     """
 
     diffusion_size: int = 512
@@ -124,22 +125,19 @@ class NerveConfig:
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            check = CHECKS[field.name]
-            if not check.type_matches(value):
-                raise TypeError(f"{field.name}: got {value!r}, wanted {check.wanted}")
-            if not check.value_matches(value):
-                raise ValueError(f"{field.name}: got {value!r}, wanted {check.wanted}")
+            FIELDS[field.name](field.name, getattr(self, field.name))
         if [self.steps is not None, self.tolerance is not None, self.limit_walk].count(True) != 1:
             raise ValueError(
-                f"steps, tolerance, limit_walk: got steps={self.steps}, tolerance={self.tolerance}, "
-                f"limit_walk={self.limit_walk}, wanted exactly one of them; set the others to None or False"
+                refusal(
+                    "steps, tolerance, limit_walk",
+                    "exactly one of them",
+                    f"steps={self.steps}, tolerance={self.tolerance}, limit_walk={self.limit_walk}",
+                    "set the others to None or False",
+                )
             )
         if self.clip_window is not None and self.clip_stride > self.clip_window:
-            raise ValueError(
-                f"clip_stride: got {self.clip_stride}, wanted at most clip_window="
-                f"{self.clip_window}, or parts of the image are never seen"
-            )
+            most = f"at most clip_window={self.clip_window}, or parts of the image are never seen"
+            raise ValueError(refusal("clip_stride", most, self.clip_stride))
 
     def replace(self, **changes: Any) -> NerveConfig:
         """A copy with some fields changed; of `steps`, `tolerance` and `limit_walk` a given one unsets the others.
@@ -171,9 +169,7 @@ class NerveConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NerveConfig:
         """A config from a mapping; what it does not name keeps its default."""
-        if not isinstance(values, dict):
-            raise TypeError(f"config: got {type(values).__name__}, wanted an object of fields")
-        return cls().replace(**values)
+        return cls().replace(**check_type("config", values, dict, "an object of fields"))
 
     @classmethod
     def from_json(cls, text: str) -> NerveConfig:

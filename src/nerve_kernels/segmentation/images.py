@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nerve_kernels._operators.checks import kind_of, refusal
+
 MAX_ASPECT = 4.0
 # EPS would be run as a program, by Ghostscript; the others hand the file to whatever program registered for it.
 REFUSED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
@@ -62,7 +64,7 @@ def load_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image))
     if not isinstance(image, (str, os.PathLike)):
-        raise TypeError(f"image: got {type(image).__name__}, wanted a path, a PIL image or a uint8 array")
+        raise TypeError(refusal("image", "a path, a PIL image or a uint8 array", kind_of(image)))
     return read_image_file(Path(image), _to_rgb)
 
 
@@ -167,8 +169,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise TypeError(
-            f"image: got an array of {array.dtype} {array.shape}, wanted uint8 (H, W), "
-            "(H, W, 3) or (H, W, 4); scale floats to 0..255 and convert first"
+            refusal(
+                "image",
+                "uint8 (H, W), (H, W, 3) or (H, W, 4)",
+                f"an array of {array.dtype} {array.shape}",
+                "scale floats to 0..255 and convert first",
+            )
         )
     if 0 in array.shape:
         raise NotAnImageError(f"image: the array {array.shape} has no pixels")

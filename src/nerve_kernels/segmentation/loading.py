@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from nerve_kernels._operators.checks import refusal
+
 from .checkpoints import hub
 from .checkpoints.configs import check_config_file, least_parameters
 from .checkpoints.weights import check_index, check_keys
@@ -152,10 +154,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         torch.empty(1, device=chosen)
     except Exception as error:  # torch raises RuntimeError, AssertionError, NotImplementedError
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"device: got {str(device)!r}, which cannot be used here ({reason}); wanted 'cpu' or "
-            "a device of this machine, such as 'cuda'"
-        ) from error
+        got = f"{str(device)!r}, which cannot be used here ({reason})"
+        raise ValueError(refusal("device", "'cpu' or a device of this machine, such as 'cuda'", got)) from error
     return chosen
 
 
@@ -171,7 +171,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     for candidate in known:
         if dtype in (candidate, str(candidate), str(candidate).removeprefix("torch.")):
             return candidate
-    raise ValueError(f"dtype: got {dtype!r}, wanted float32, float16 or bfloat16")
+    raise ValueError(refusal("dtype", "float32, float16 or bfloat16", repr(dtype)))
 
 
 def freeze(model: Any, device: torch.device, dtype: torch.dtype) -> None:

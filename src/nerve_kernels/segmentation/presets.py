@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nerve_kernels._operators.checks import refusal
+
 from .config import NerveConfig
 from .loading import ModelLoadError
 
@@ -113,13 +115,13 @@ def find_preset(name: str) -> Preset:
         >>> find_preset("sd15-clip-b61")
         Traceback (most recent call last):
             ...
-        ValueError: preset: got 'sd15-clip-b61', wanted one of embedded, sd15-clip-b16, \
-sd15-clip-l14; did you mean 'sd15-clip-b16'?
+        ValueError: preset: expected one of embedded, sd15-clip-b16, sd15-clip-l14, got 'sd15-clip-b61'; did you mean \
+'sd15-clip-b16'?
     """
     if name not in PRESETS:
         nearest = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"preset: got {name!r}, wanted one of {', '.join(PRESETS)}{hint}")
+        hint = f"did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(refusal("preset", f"one of {', '.join(PRESETS)}", repr(name), hint))
     if name == "embedded" and not (EMBEDDED_FOLDER / "diffusion").is_dir():
         raise ModelLoadError(
             f"preset: the embedded models are not in {EMBEDDED_FOLDER}; install the package "

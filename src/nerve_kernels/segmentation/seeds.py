@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from .config_checks import SEED_MODES
+from nerve_kernels._operators.checks import check_choice, check_number, check_tensor, refusal, shape_of
+
+from .config_fields import SEED_MODES
 from .text_image.prompts import LabelSet
 
 
@@ -51,12 +53,11 @@ def label_similarity(patches: torch.Tensor, texts: torch.Tensor, label_of_name: 
     """
     if patches.ndim != 2 or texts.ndim != 2 or patches.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"patches, texts: got {tuple(patches.shape)} and {tuple(texts.shape)}, wanted (N, D) and (names, D)"
+            refusal("patches, texts", "(N, D) and (names, D)", f"{shape_of(patches)} and {shape_of(texts)}")
         )
     if len(label_of_name) != texts.shape[0]:
         raise ValueError(
-            f"label_of_name: got {len(label_of_name)} entries, wanted one for each of the "
-            f"{texts.shape[0]} rows of texts"
+            refusal("label_of_name", f"one entry for each of the {texts.shape[0]} rows of texts", len(label_of_name))
         )
     by_name = patches.float() @ texts.float().T
     owners = torch.tensor(label_of_name, device=by_name.device).expand_as(by_name)
@@ -92,12 +93,9 @@ def seeds_from_similarity(similarity: torch.Tensor, *, mode: str, scale: float) 
         >>> [[round(p, 3) for p in row] for row in seeds.tolist()]
         [[0.881, 0.119], [0.5, 0.5]]
     """
-    if similarity.ndim != 2:
-        raise ValueError(f"similarity: got shape {tuple(similarity.shape)}, wanted (N, C)")
-    if not scale > 0:
-        raise ValueError(f"scale: got {scale}, wanted a number > 0")
-    if mode not in SEED_MODES:
-        raise ValueError(f"mode: got {mode!r}, wanted {' or '.join(map(repr, SEED_MODES))}")
+    check_tensor("similarity", similarity, 2, "(N, C)")
+    check_number("scale", scale, low=0, low_open=True, wanted="> 0")
+    check_choice("mode", mode, SEED_MODES)
     logits = similarity.float() * scale
     if mode == "cross_attention":
         # In logarithms, so that a patch which no label attends to does not become 0 / 0.
@@ -125,7 +123,7 @@ def resize_seeds(seeds: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int
     """
     if seeds.ndim != 2 or seeds.shape[0] != grid[0] * grid[1]:
         raise ValueError(
-            f"seeds: got shape {tuple(seeds.shape)}, wanted ({grid[0] * grid[1]}, C) for the grid {grid[0]}x{grid[1]}"
+            refusal("seeds", f"({grid[0] * grid[1]}, C) for the grid {grid[0]}x{grid[1]}", shape_of(seeds))
         )
     if grid == new_grid:
         return seeds.float()

@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nerve_kernels._operators.checks import refusal
+
+LAYER_SELECTORS = "a grid side such as 64 or 'grid:64', 'latent/2', or a module name or glob"
+
 
 @dataclass(frozen=True)
 class SelfAttentionLayer:
@@ -39,6 +43,12 @@ def is_layer_selector(selector: int | str) -> bool:
     return bool(selector.strip())
 
 
+def check_layer_selector(selector: int | str) -> None:
+    """Refuse a selector that is not well formed."""
+    if not is_layer_selector(selector):
+        raise ValueError(refusal("layers", LAYER_SELECTORS, repr(selector)))
+
+
 def select_layers(
     layers: Sequence[SelfAttentionLayer],
     selectors: Sequence[int | str],
@@ -69,11 +79,7 @@ def select_layers(
     """
     chosen: set[str] = set()
     for selector in selectors:
-        if not is_layer_selector(selector):
-            raise ValueError(
-                f"layers: got {selector!r}, wanted a grid side such as 64 or 'grid:64', "
-                "'latent/2', or a module name or glob"
-            )
+        check_layer_selector(selector)
         found = {layer.name for layer in layers if _fits(layer, selector, latent_size)}
         if not found:
             raise ValueError(
@@ -83,7 +89,7 @@ def select_layers(
             )
         chosen |= found
     if not chosen:
-        raise ValueError("layers: got no selector, wanted at least one, such as 'latent/1'")
+        raise ValueError(refusal("layers", "at least one selector, such as 'latent/1'", "none"))
     return tuple(layer for layer in layers if layer.name in chosen)
 
 

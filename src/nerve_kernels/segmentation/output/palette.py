@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 
+from nerve_kernels._operators.checks import refusal
+
 Colour = tuple[int, int, int]
 
 # Eleven colours that stay apart when laid over a photograph; further ones are computed.
@@ -42,7 +44,7 @@ def voc_colour(index: int) -> Colour:
         ((0, 0, 0), (128, 0, 0), (192, 128, 128))
     """
     if not 0 <= index <= 255:
-        raise ValueError(f"index: got {index}, wanted 0 .. 255")
+        raise ValueError(refusal("index", "0 .. 255", index))
     channels = [0, 0, 0]
     for place in range(8):
         for channel in range(3):

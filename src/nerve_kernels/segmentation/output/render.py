@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from nerve_kernels._operators.checks import refusal, shape_of
 from nerve_kernels.segmentation.images import row_bands
 
 from .legend import draw_legend
@@ -88,8 +89,7 @@ def render_overlay(
     """
     if tuple(label_map.shape) != (image.height, image.width):
         raise ValueError(
-            f"label_map: got {tuple(label_map.shape)}, wanted the image's height and width "
-            f"{(image.height, image.width)}"
+            refusal("label_map", f"the image's height and width {(image.height, image.width)}", shape_of(label_map))
         )
     indices = palette_indices(label_map, background=background)
     names, colours = _names_and_colours(labels, background)

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nerve_kernels._operators.checks import kind_of, refusal
+
 BACKGROUND = "background"
 MAX_NAME_LENGTH = 300
 
@@ -95,7 +97,7 @@ def parse_labels(labels: LabelsLike, background_words: str | Sequence[str] = ())
     """
     split = [_names_of(label, number) for number, label in enumerate(_pieces(labels), start=1)]
     if not split:
-        raise ValueError("labels: got none, wanted at least one, as in 'cat, dog|puppy'")
+        raise ValueError(refusal("labels", "at least one, as in 'cat, dog|puppy'", "none"))
     shown = [names[0] for names in split]
     words = _background_names(background_words, split)
     background = next((index for index, name in enumerate(shown) if name.casefold() == BACKGROUND), None)
@@ -138,14 +140,14 @@ def _pieces(labels: LabelsLike) -> list[str | Sequence[str]]:
         # A line end separates as a comma does; both together, or blank lines, separate once.
         return list(re.split(r",?[ \t]*\n\s*|,", text)) if text else []
     if not isinstance(labels, Sequence):
-        raise TypeError(f"labels: got {type(labels).__name__}, wanted a text or a list of labels")
+        raise TypeError(refusal("labels", "a text or a list of labels", kind_of(labels)))
     return list(labels)
 
 
 def _names_of(label: str | Sequence[str], number: int) -> tuple[str, ...]:
     names = label.split("|") if isinstance(label, str) else label
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"labels: label {number} is {label!r}, wanted text or a list of names")
+        raise TypeError(refusal("labels", "text or a list of names", f"{label!r} as label {number}"))
     cleaned = tuple(" ".join(name.split()) for name in names)
     _refuse_unusable_text(cleaned, f"label {number}")
     if not cleaned or not any(cleaned):
@@ -164,7 +166,7 @@ def _background_names(words: str | Sequence[str], labels: list[tuple[str, ...]])
     cleaned = tuple(" ".join(word.split()) for word in words)
     _refuse_unusable_text(cleaned, "background words")
     if not all(cleaned):
-        raise ValueError("background_words: got an empty word, wanted words such as 'sky'")
+        raise ValueError(refusal("background_words", "words such as 'sky'", "an empty one"))
     return cleaned
 
 

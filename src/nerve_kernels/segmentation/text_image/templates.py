@@ -6,6 +6,8 @@ their zero-shot evaluation (Radford et al., arXiv 2103.00020); they are data of 
 
 from __future__ import annotations
 
+from nerve_kernels._operators.checks import refusal
+
 # Shared out by what comes around the name, so that the list can be checked by eye.
 _WITH_A_AND_THE = (
     "a bad photo of {article} {}.",
@@ -67,6 +69,7 @@ TEMPLATE_LISTS: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),
     "name": ("{}",),
 }
+TEMPLATES = f"one of {', '.join(TEMPLATE_LISTS)}, or prompts that each hold {{}} once"
 
 
 def is_template(text: str) -> bool:
@@ -97,15 +100,13 @@ def resolve_templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
     """
     if isinstance(templates, str):
         if templates not in TEMPLATE_LISTS:
-            raise ValueError(
-                f"templates: got {templates!r}, wanted one of {', '.join(TEMPLATE_LISTS)}, or a list of prompts"
-            )
+            raise ValueError(refusal("templates", TEMPLATES, repr(templates)))
         return TEMPLATE_LISTS[templates]
     for template in templates:
         if not is_template(template):
-            raise ValueError(f"templates: got {template!r}, wanted a prompt that holds {{}} once")
+            raise ValueError(refusal("templates", "a prompt that holds {} once", repr(template)))
     if not templates:
-        raise ValueError("templates: got an empty list, wanted at least one prompt")
+        raise ValueError(refusal("templates", "at least one prompt", "none"))
     return tuple(templates)
 
 

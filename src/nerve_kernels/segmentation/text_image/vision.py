@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as functional
 
-from nerve_kernels.segmentation.config_checks import DENSE_FEATURES
+from nerve_kernels._operators.checks import check_choice, refusal
+from nerve_kernels.segmentation.config_fields import DENSE_FEATURES
 from nerve_kernels.segmentation.locks import alone_in
 
 if TYPE_CHECKING:
@@ -65,10 +66,9 @@ def dense_embeddings(
     """
     patch = int(model.config.vision_config.patch_size)
     height, width = pixels.shape[-2:]
-    if features not in DENSE_FEATURES:
-        raise ValueError(f"features: got {features!r}, wanted one of {', '.join(DENSE_FEATURES)}")
+    check_choice("features", features, DENSE_FEATURES)
     if height % patch or width % patch:
-        raise ValueError(f"pixels: got {height}x{width}, wanted sides that are multiples of the patch ({patch})")
+        raise ValueError(refusal("pixels", f"sides that are multiples of the patch ({patch})", f"{height}x{width}"))
     block: Any = model.vision_model.encoder.layers[-1]
     tokens = _tokens_before(model, block, pixels)
     mixed = _attend(block, tokens, features)
