@@ -81,3 +81,22 @@ def test_a_pass_outside_of_a_capture_is_not_captured(diffusion, swift_switches):
     finally:
         done.set()
         thread.join()
+
+
+def test_features_are_segmented_by_many_threads(pipeline, swift_switches):
+    """With more settings than are kept, so that results are let go while others ask for them."""
+    features = pipeline.encode(random_images()[1])
+    configs = [pipeline.config.replace(temperature=0.1 + 0.05 * step, beta=0.25) for step in range(12)]
+    labels = "cat, dog, grass"
+    alone = [pipeline.segment(features, labels, config=config).token_probabilities for config in configs]
+    start = threading.Barrier(THREADS)
+
+    def work(number):
+        start.wait()
+        order = [(5 * number + 7 * step) % len(configs) for step in range(12)]
+        return [(index, pipeline.segment(features, labels, config=configs[index])) for index in order]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for pairs in pool.map(work, range(THREADS)):
+            for index, result in pairs:
+                assert torch.equal(result.token_probabilities, alone[index])

@@ -99,7 +99,7 @@ class ImageFeatures:
         builder = self.builder
         if builder is None:
             return self._affinities
-        return {key: builder.build(config) for key, config in self._asked.items()}
+        return {key: builder.build(config) for key, config in list(self._asked.items())}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write image, patch embeddings and the affinities asked for so far as one safetensors file.
