@@ -36,7 +36,11 @@ VARIABLES = (
         "when an evaluation starts",
     ),
     Variable(("CXX", "CXXFLAGS"), "the C++ compiler, and more options for it", "at build time"),
-    Variable(("FORCE_CUDA",), "`1`: the CUDA extension is compiled too, and a build without the compiled operators fails", "at build time"),
+    Variable(
+        ("FORCE_CUDA",),
+        "`1`: the CUDA extension is compiled too, and a build without the compiled operators fails",
+        "at build time",
+    ),
     Variable(("CUDA_HOME", "CUDA_PATH"), "where nvcc is, if not on the PATH", "at build time"),
     Variable(("TORCH_CUDA_ARCH_LIST",), "the GPUs that the CUDA extension is compiled for", "at build time"),
 )
