@@ -175,7 +175,7 @@ class ImageFeatures:
             check_grid("grid", grid, size)
         elif config.walk:
             raise ValueError("grid: expected that of the walk, got none")
-        affinities = {}
+        affinities: dict[tuple[Any, ...], Affinity] = {}
         for number, form in enumerate(description["affinities"]):
             if grid is None:
                 raise ValueError("grid: expected that of the affinities, got none")
