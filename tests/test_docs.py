@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from docs import make_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -60,3 +61,20 @@ def test_every_public_operator_is_in_the_reference():
     reference = (DOCS / "reference/operators.md").read_text(encoding="utf-8")
     missing = [name for name in nk.__all__ if name != "__version__" and f"::: nerve_kernels.{name}\n" not in reference]
     assert missing == []
+
+
+def test_the_tables_of_facts_are_those_of_their_sources():
+    """Speed and quality from ``benchmarks/results/``, backends and variables from the package."""
+    marked = make_tables.pages()
+    assert {page.name for page in marked} >= {"README.md", "backends.md", "limits.md"}
+    for page in marked:
+        text = page.read_text(encoding="utf-8")
+        assert make_tables.filled(text) == text, f"{page.name}: run python docs/make_tables.py"
+
+
+def test_the_tables_are_of_all_backends_and_variables():
+    from nerve_kernels._operators.dispatch import BACKENDS
+    from nerve_kernels.environment import VARIABLES
+
+    assert all(f"| `{name}` |" in make_tables.backends() for name in BACKENDS)
+    assert all(f"`{name}`" in make_tables.variables() for variable in VARIABLES for name in variable.names)

@@ -13,11 +13,6 @@ class Variable(NamedTuple):
     effect: str
     read: str
 
-    @property
-    def markdown(self) -> str:
-        """Its line in the table of the documentation."""
-        return f"| {', '.join(f'`{name}`' for name in self.names)} | {self.effect} | {self.read} |"
-
 
 VARIABLES = (
     Variable(

@@ -58,9 +58,3 @@ def test_every_variable_that_the_package_reads_is_in_the_table():
             read.update(re.findall(r"(?:environ\.get|getenv)\(\s*\"(\w+)\"", text))
     assert len(read) > 5
     assert read <= known, read - known
-
-
-def test_the_documentation_has_the_table():
-    page = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
-    table = page[page.index("| variable |") :].splitlines()
-    assert table[2:] == [variable.markdown for variable in VARIABLES]

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from nerve_kernels._operators.checks import check_count
+from nerve_kernels.segmentation.checkpoints.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
-from nerve_kernels.segmentation.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
 from nerve_kernels.segmentation.loading import (
     ModelLoadError,
