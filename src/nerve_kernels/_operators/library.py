@@ -18,6 +18,7 @@ from nerve_kernels._arguments import AffinityArguments, match_gradient
 from nerve_kernels._triton import availability
 
 from . import dispatch
+from .derivatives import call_gradient, call_under_transforms, refuse_tangents
 from .dispatch import Implementation
 
 NAMESPACE = "nerve_kernels"
@@ -79,6 +80,7 @@ class Gradient:
         triton: The module under ``nerve_kernels._triton`` whose ``run`` it is.
         saves_results: Whether implementations need what the operator returned.
         results: How many of the operator's results, from the first, are differentiable (and saved); None: all.
+        differentiable: Whether autograd goes through ``eager``: second derivatives come from it. Else they are refused.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Gradient:
         triton: str | None = None,
         saves_results: bool = False,
         results: int | None = None,
+        differentiable: bool = True,
     ) -> None:
+        self.differentiable = differentiable
         self.eager, self.cpp, self.triton = eager, cpp, triton
         self.saves_results, self.results = saves_results, results
 
@@ -137,15 +141,19 @@ class Operator:
             return dispatch.choose(name, parsed.backend(arguments), *bound)(*bound)
 
         self.overload = _define(parsed, run, parsed.binding(fake))
+        rule = None
+        if vmap:
+            rule = _fold_batch(self, [parsed.names.index(tensor) for tensor in broadcasts])
+            torch.library.register_vmap(self.overload, rule, lib=LIBRARY)
+        self._call = self.overload
         if backward is not None:
             gradient = backward if isinstance(backward, Gradient) else Gradient(backward)
-            _differentiate(parsed, gradient, why_not_triton)
-        if vmap:
-            _fold_batch(self.overload, [parsed.names.index(tensor) for tensor in broadcasts])
+            self._call = _differentiate(parsed, self.overload, gradient, why_not_triton, rule)
 
     def __call__(self, *arguments: Any) -> Any:
         """The operator on its arguments and, at their end, the name of a backend."""
-        return self.overload(*arguments)
+        missing = len(self.schema.names) + 1 - len(arguments)
+        return self._call(*arguments, *(None,) * missing)
 
 
 def define_native(schema: str, fake: Function | None = None) -> Function:
@@ -166,6 +174,7 @@ def _define(schema: _Schema, run: Function, fake: Function) -> Any:
     """
 
     def without_autocast(*arguments: Any) -> Any:
+        refuse_tangents(schema.name, arguments)
         device = next(item.device for item in arguments if isinstance(item, Tensor))
         if not torch.is_autocast_enabled(device.type):
             return run(*arguments)
@@ -196,8 +205,13 @@ def _register_backends(
         dispatch.register(operation, "cuda", cuda)
 
 
-def _differentiate(forward: _Schema, gradient: Gradient, why_not_triton: Function) -> None:
-    """Register the gradient, through an operator of its own, ``_<name>_backward``, so that it can be compiled whole."""
+def _differentiate(
+    forward: _Schema, operator: Function, gradient: Gradient, why_not_triton: Function, vmap: Function | None
+) -> Function:
+    """Register the gradient, through an operator of its own, ``_<name>_backward``, so that it can be compiled whole.
+
+    Returns the operator as it is to be called, so that ``torch.func`` finds the gradient too.
+    """
     operation = f"{forward.name}_backward"
     _register_backends(operation, gradient.eager, gradient.cpp, gradient.triton, why_not_triton)
     differentiable = forward.results if gradient.results is None else gradient.results
@@ -215,18 +229,23 @@ def _differentiate(forward: _Schema, gradient: Gradient, why_not_triton: Functio
         results = [like.new_empty(0) if item is None else item for item in gradients]
         return results[0] if len(results) == 1 else tuple(results)
 
+    def matched(gradients: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
+        pairs = zip(gradients, arguments[tensors], strict=True)
+        return as_results([match_gradient(item, tensor) for item, tensor in pairs], arguments[0])
+
     def run(*arguments: Any) -> Any:
         backend, bound = schema.backend(arguments), schema.bind(arguments)
         named = backend if backend is not None and dispatch.is_implemented(operation, backend) else None
-        gradients = dispatch.choose(operation, named, *bound)(*bound)
-        pairs = zip(gradients, arguments[tensors], strict=True)
-        return as_results([match_gradient(item, tensor) for item, tensor in pairs], arguments[0])
+        return matched(dispatch.choose(operation, named, *bound)(*bound), arguments)
+
+    def formula(*arguments: Any) -> Any:
+        return matched(gradient.eager(*schema.bind(arguments)), arguments)
 
     def fake(*arguments: Any) -> Any:
         present = [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[tensors]]
         return as_results(present, arguments[0])
 
-    overload = _define(schema, run, fake)
+    overload = call_gradient(forward.name, _define(schema, run, fake), formula if gradient.differentiable else None)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results = (output,) if forward.results == 1 else output
@@ -243,10 +262,11 @@ def _differentiate(forward: _Schema, gradient: Gradient, why_not_triton: Functio
         return *present, *(None for _ in ctx.options)
 
     torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=LIBRARY)
+    return call_under_transforms(forward.name, operator, setup_context, backward, vmap)
 
 
-def _fold_batch(operator: Any, broadcastable: Sequence[int]) -> None:
-    """Register a ``vmap`` rule that folds the mapped dimension into each tensor's leading batch dimension.
+def _fold_batch(operator: Function, broadcastable: Sequence[int]) -> Function:
+    """A ``vmap`` rule that folds the mapped dimension into each tensor's leading batch dimension.
 
     ``broadcastable`` are the positions of arguments whose batch of 1 the operator itself broadcasts: where those are
     not mapped they stay as they are, instead of being repeated.
@@ -271,7 +291,7 @@ def _fold_batch(operator: Any, broadcastable: Sequence[int]) -> None:
             return outputs.unflatten(0, (size, -1)), 0
         return tuple(output.unflatten(0, (size, -1)) for output in outputs), tuple(0 for _ in outputs)
 
-    torch.library.register_vmap(operator, rule, lib=LIBRARY)
+    return rule
 
 
 def _mapped_first(argument: Any, dim: int | None, size: int) -> Any:

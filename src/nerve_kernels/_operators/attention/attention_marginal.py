@@ -30,8 +30,7 @@ def backward(grad: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> t
     grad_k = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
     grad_lse = torch.empty_like(lse)
     for index, rows in head_blocks(q, k):
-        grad_scores = probabilities(q[index][rows], k[index], lse[index][rows], scale)
-        grad_scores.mul_(grad[index] / q.shape[2])
+        grad_scores = probabilities(q[index][rows], k[index], lse[index][rows], scale) * (grad[index] / q.shape[2])
         grad_lse[index][rows] = -grad_scores.sum(-1)
         grad_q[index][rows] = scale * (grad_scores @ k[index].to(lse.dtype))
         grad_k[index] += scale * (grad_scores.transpose(-1, -2) @ q[index][rows].to(lse.dtype))

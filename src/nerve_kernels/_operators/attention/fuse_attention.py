@@ -45,9 +45,9 @@ def accumulate_block_gradients(
     q, k, w, lse = inputs
     grad_q, grad_k, grad_w, grad_lse = grads
     for h in range(q.shape[1]):
-        weighted = probabilities(q[b, h, rows], k[b, h], lse[b, h, rows], scale).mul_(grad_rows)
+        weighted = probabilities(q[b, h, rows], k[b, h], lse[b, h, rows], scale) * grad_rows
         grad_w[b, h] += weighted.sum()
-        grad_scores = weighted.mul_(w[b, h].to(lse.dtype))
+        grad_scores = weighted * w[b, h].to(lse.dtype)
         grad_lse[b, h, rows] = -grad_scores.sum(-1)
         grad_q[b, h, rows] = scale * (grad_scores @ k[b, h].to(lse.dtype))
         grad_k[b, h] += scale * (grad_scores.transpose(-1, -2) @ q[b, h, rows].to(lse.dtype))

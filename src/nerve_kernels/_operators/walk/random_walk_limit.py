@@ -165,6 +165,7 @@ random_walk_limit = Operator(
         cpp=partial(solve_adjoint, CppAffinityOperator),
         saves_results=True,
         results=1,
+        differentiable=False,  # it would be through the iterations of a solver, which are not the solution's
     ),
     cpp=partial(solve, CppAffinityOperator),
     vmap=False,
