@@ -28,6 +28,9 @@ from .affinity import Affinity
 STOCHASTIC_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far row sums may be from 1 under ``check=True``: rounding of the storage, not of the mathematics."""
 
+MAX_STEPS = 10_000_000
+"""The most steps of a walk. Where more are wanted, it is the limit that is wanted."""
+
 
 def steps_for_tolerance(alpha: float, tol: float) -> int:
     """Steps after which every probability is within ``tol`` of the walk's limit: max(0, ⌈log tol / log α⌉).
@@ -56,6 +59,16 @@ def steps_for_tolerance(alpha: float, tol: float) -> int:
     steps = math.ceil(math.log(tol) / math.log(alpha))
     # the quotient of two rounded logarithms can land just above an integer that already suffices
     return steps - 1 if alpha ** (steps - 1) <= tol else steps
+
+
+def _count_steps(alpha: float, steps: int | None, tol: float | None) -> int:
+    """L of whichever of the two is given."""
+    count = check_count("steps", steps) if tol is None else steps_for_tolerance(alpha, tol)
+    if count > MAX_STEPS:
+        name, came = ("steps", f"{count:,}") if tol is None else ("tol", f"{tol:.3g}, that is {count:,} at {alpha=}")
+        do = "call random_walk_limit, which gives what infinitely many steps lead to"
+        raise ValueError(refusal(name, f"at most {MAX_STEPS:,} steps", came, do))
+    return count
 
 
 def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[AffinityArguments, int]:
@@ -137,9 +150,9 @@ def random_walk(
             (B, N, N); a batch of 1 serves all seeds. Its dtype may be lower than that of ``seeds`` (bfloat16 storage,
             float32 walk).
         alpha: α in [0, 1), the weight of the neighbours; 1−α is the weight of the restart.
-        steps: L ≥ 0. Exactly one of ``steps`` and ``tol``.
-        tol: ε > 0: L = max(0, ⌈log ε / log α⌉) steps, after which every probability is within ε of the limit. Needs a
-            row-stochastic S and G in [0, 1].
+        steps: L from 0 to 10,000,000. Exactly one of ``steps`` and ``tol``.
+        tol: ε > 0: L = max(0, ⌈log ε / log α⌉) steps, again 10,000,000 at most, after which every probability is within
+            ε of the limit. Needs a row-stochastic S and G in [0, 1].
         normalize: Divide each row of the result by its sum (a row that sums to 0 stays as it is). ``False`` keeps the
             walk linear in G. With C = 1 it would return ones, and is refused.
         check: Also look at values: non-finite seeds, and for ``tol`` that S and G are what it needs. Synchronises.
@@ -180,7 +193,7 @@ def random_walk(
     value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
     if (steps is None) == (tol is None):
         raise ValueError(refusal("steps, tol", "exactly one of them", f"steps={steps!r} and tol={tol!r}"))
-    count = steps_for_tolerance(value, tol) if tol is not None else check_count("steps", steps)
+    count = _count_steps(value, steps, tol)
     check_flag("check", check)
     if check_flag("normalize", normalize) and batched.shape[2] == 1:
         do = "give normalize=False: every row would be divided by itself and the result be all ones"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import nerve_kernels as nk
 from nerve_kernels import _native, reference
+from nerve_kernels._operators.walk import cpp_affinity_operator
 
 # Where there is a C++ compiler, tests/packaging asserts that the extension was built: this skip cannot hide a failure.
 pytestmark = pytest.mark.skipif(not _native.extension_loaded(), reason=f"no extension: {_native.load_error()}")
@@ -141,6 +142,24 @@ def test_bitwise_the_same_for_any_number_of_threads(name: str, labels: int) -> N
 def strided(tensor: Tensor) -> Tensor:
     """The same numbers with the last two dimensions exchanged in memory."""
     return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bitwise_the_same_in_any_number_of_calls(
+    dtype: torch.dtype, stored: torch.dtype, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem("odd", 33, dtype, batch=2, affinity_batch=1)
+    for affinity in (problem.mixed(0.4).to(stored), problem.dense(0.4).to(stored)):
+        expected = walk(problem, affinity, steps=11, normalize=normalize)
+        for steps_per_call in (1, 4):
+            monkeypatch.setattr(cpp_affinity_operator, "MIN_WORK_PER_STEP", 2**40)
+            monkeypatch.setattr(cpp_affinity_operator, "WORK_PER_CALL", steps_per_call * 2**40)
+            result = walk(problem, affinity, steps=11, normalize=normalize)
+            assert torch.equal(result, expected)
+            assert result.dtype == dtype
+        monkeypatch.undo()
 
 
 def test_strided_equals_contiguous() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,33 @@ def test_a_walk_takes_two_buffers_of_labels_and_its_result(dtype: str) -> None:
     labels = 256 * 256 * 64 * 4 / 2**20  # 16 MiB; what the cells hold is 64 KiB
     # a U widened to float32 alone would be 64 MiB more
     assert float(finished.stdout) <= 3 * labels + 4
+
+
+ENDLESS = """
+import torch
+import nerve_kernels as nk
+tokens = 64 * 64
+local = nk.LocalAffinity(torch.full((1, tokens, 49), 1 / 49), grid=(64, 64), window=7)
+low_rank = nk.LowRankAffinity(torch.full((1, tokens, 256), 1 / 256), grid=(64, 64), cells=16)
+seeds = torch.full((1, tokens, 21), 1 / 21)
+S = nk.mix(low_rank, local, 0.5)
+nk.random_walk(seeds, S, alpha=0.5, steps=1, backend="cpp")
+print("walking", flush=True)
+nk.random_walk(seeds, S, alpha=0.5, steps=10_000_000, backend="cpp")  # a day
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_walk_of_a_day_ends_at_the_first_interrupt() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "walking\n"
+            time.sleep(1)  # so that it is within the kernel
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=120)[1]  # seconds, on a machine with nothing else to do
+        finally:
+            process.kill()
+    assert errors.rstrip().endswith("KeyboardInterrupt")

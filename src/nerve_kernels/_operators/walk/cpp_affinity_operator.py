@@ -8,7 +8,7 @@ from torch import Tensor
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._operators.library import AFFINITY, define_native
 
-from .affinity_operator import AffinityOperator
+from .affinity_operator import AffinityOperator, working_dtype
 from .window_product import window_gradient_cpp
 from .window_tiles import transpose_values
 
@@ -26,6 +26,30 @@ random_walk_cpp = define_native(
 )
 
 
+WORK_PER_CALL = 2**34
+"""Multiplications of one call of the compiled walk: about a second. A signal is seen between two calls."""
+
+MIN_WORK_PER_STEP = 2**20  # what a step takes at least, in multiplications: its threads wait for each other
+
+
+def walk_cpp(
+    seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
+) -> Tensor:
+    """The compiled walk in as many calls as a signal may have to wait for; the bits are those of a single call."""
+    widths = (part.shape[-1] for part in affinity.tensors)
+    steps_per_call = max(1, WORK_PER_CALL // max(MIN_WORK_PER_STEP, seeds.numel() * sum(widths)))
+    if steps <= steps_per_call:
+        result: Tensor = random_walk_cpp(seeds, start, *affinity, alpha, steps, normalize)
+        return result
+    # between two calls P keeps the precision that it has within one
+    wide, p = seeds.to(working_dtype(seeds, affinity)), start
+    for first in range(0, steps, steps_per_call):
+        count = min(steps_per_call, steps - first)
+        p = random_walk_cpp(wide, p, *affinity, alpha, count, normalize and first + count == steps)
+    assert p is not None  # there was at least one step
+    return p.to(seeds.dtype)
+
+
 class CppAffinityOperator(AffinityOperator):
     """:class:`AffinityOperator` on the CPU. In float32 its parts stay in the dtype in which they are stored."""
 
@@ -35,9 +59,8 @@ class CppAffinityOperator(AffinityOperator):
         self._transposed: AffinityArguments | None = None
 
     def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
-        """P after ``steps`` steps P ← (1−α) G + α S P: one call."""
-        result: Tensor = random_walk_cpp(seeds, p, *self._stored, alpha, steps, False)
-        return result
+        """P after ``steps`` steps P ← (1−α) G + α S P."""
+        return walk_cpp(seeds, p, self._stored, alpha, steps, False)
 
     def apply(self, p: Tensor) -> Tensor:
         """S P: one step with α = 1."""

@@ -11,7 +11,7 @@ from nerve_kernels._operators.library import AFFINITY, Gradient, Operator, defin
 
 from . import random_walk_backward
 from .affinity_operator import AffinityOperator, row_totals, working_dtype
-from .cpp_affinity_operator import fake_walk, random_walk_cpp
+from .cpp_affinity_operator import fake_walk, walk_cpp
 
 
 def eager(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool) -> Tensor:
@@ -26,14 +26,13 @@ def eager(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, 
 
 
 def cpp(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool) -> Tensor:
-    """The compiled kernel: all steps in one call, two buffers of P beside the result.
+    """The compiled kernel: two buffers of P beside the result; all steps in one call, unless that would take seconds.
 
     Parts stored in a lower precision are widened block by block, with one exception: a bfloat16 ``u`` on a processor
     that multiplies such numbers itself (AVX512_BF16). There what the cells hold is rounded too, as a deviation from its
     mean over the cells, so that what is constant over the picture stays so.
     """
-    result: Tensor = random_walk_cpp(seeds, None, *affinity, alpha, steps, normalize)
-    return result
+    return walk_cpp(seeds, None, affinity, alpha, steps, normalize)
 
 
 # implemented by csrc/cuda/
