@@ -50,8 +50,8 @@ def attention_entropy(
         none but −∞, gives NaN in both.
 
     Raises:
-        TypeError, ValueError: for a bad argument, named. On the CPU also for finite q and k with scores past float32; on
-            a GPU, which one would have to wait for to look, such rows are NaN.
+        TypeError, ValueError: for a bad argument, named. On the CPU also for finite q and k whose scores are past
+            float32; on a GPU, which one would have to wait for to look, such rows are NaN.
         BackendUnavailableError: where a named backend cannot run, with the reason.
 
     Source: NERVE, arXiv 2511.08248, head entropy 𝓗⁽ʰ⁾.
