@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from benchmarks.operations import sizes
 from benchmarks.operations.problems import Problem
 from benchmarks.operations.registry import Call, Operation, Peer, Size, Work
 from benchmarks.peers import torch_pixels
 
 from nerve_kernels import reference
-from nerve_kernels._operators.pixels import best_labels
+from nerve_kernels._operators.pixels.best_labels import BLOCK_BYTES, best_labels
 
 LABEL_BY_LABEL = "interpolate, a few labels at a time"
 
 
 def _best_labels(problem: Problem, backend: str | None) -> Call:
     planes, pixels = torch_pixels.planes(problem), problem.size.pixels
-    return lambda: torch.ops.nerve_kernels.best_labels(planes, *pixels, 0.0, -1, backend)
+    return lambda: best_labels(planes, *pixels, 0.0, -1, backend)
 
 
 def _work(size: Size) -> Work:
@@ -34,7 +33,7 @@ BEST_LABELS = Operation(
     ),
     work=_work,
     # the label map, and the blocks of rows of plain torch
-    extra_bytes=lambda size: 8 * size.batch * size.pixels[0] * size.pixels[1] + 6 * best_labels.BLOCK_BYTES,
+    extra_bytes=lambda size: 8 * size.batch * size.pixels[0] * size.pixels[1] + 6 * BLOCK_BYTES,
     baseline=LABEL_BY_LABEL,
     peers=(
         Peer(LABEL_BY_LABEL, torch_pixels.label_by_label, extra_bytes=torch_pixels.label_by_label_bytes),

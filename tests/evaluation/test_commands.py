@@ -60,7 +60,7 @@ def test_two_processes_of_torchrun_count_the_same_as_one_to_the_bit(tmp_path, ca
     assert (one["last_run"]["processes"], two["last_run"]["processes"]) == (1, 2)
     assert one["last_run"]["threads"] == two["last_run"]["threads"] == 1
     assert one["results"] == two["results"]
-    assert one["weights"] == two["weights"]
+    assert one["models"] == two["models"]
     assert sum(map(sum, two["results"]["method"]["confusion"])) == 6 * 128 * 128
     # one process goes on where two have been
     code, _, err = run(capsys, cli.evaluate, *SCENES, "--out", tmp_path / "both")

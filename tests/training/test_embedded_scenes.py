@@ -63,12 +63,12 @@ def test_only_redistributable_artwork_ships_and_it_is_credited():
 
 def test_one_style_can_be_asked_for():
     assert len(EmbeddedScenes("test", style="fluent")) == 100
-    with pytest.raises(ValueError, match="style: got 'fluent', wanted 'noto' for the split 'validation'"):
+    with pytest.raises(ValueError, match="style: expected 'noto', got 'fluent'; the split 'validation' has no other"):
         EmbeddedScenes("validation", style="fluent")
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split: got 'train', wanted 'validation' or 'test'"):
+    with pytest.raises(ValueError, match="split: expected 'validation' or 'test', got 'train'"):
         EmbeddedScenes("train")
 
 
@@ -98,7 +98,7 @@ def test_ignored_pixels_and_reset():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="classes: got 1, wanted at least 2"):
+    with pytest.raises(ValueError, match="classes: expected at least 2, got 1"):
         MeanIoU(["a"])
-    with pytest.raises(ValueError, match=r"got shapes \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected one shape, got \(2,\) and \(3,\)"):
         MeanIoU(["a", "b"]).update(torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long))

@@ -183,14 +183,14 @@ def test_of_very_many_heads_the_heaviest_are_shown():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--port", "99999"], "wanted a number from 1 to 65535"),
+        (["--port", "99999"], "expected a number from 1 to 65535"),
         (["--preset", "nothing"], "got 'nothing'"),
         (["--dtype", "float64"], "got 'float64'"),
         (["--device", "nope"], "got 'nope'"),
         (["--colour"], "unrecognized arguments"),
-        (["--allow-host", "https://page.example/"], "wanted a host's name or address"),
-        (["--allow-host", "page.example:80"], "wanted a host's name or address"),
-        (["--allow-host", "["], "wanted a host's name or address"),
+        (["--allow-host", "https://page.example/"], "expected a host's name or address"),
+        (["--allow-host", "page.example:80"], "expected a host's name or address"),
+        (["--allow-host", "["], "expected a host's name or address"),
     ],
 )
 def test_wrong_options(arguments, words, capsys):
