@@ -87,8 +87,6 @@ class AffinityBuilder:
         return self._weights.get(_settings(config), lambda: self._weigh(config))
 
     def _weigh(self, config: NerveConfig) -> list[torch.Tensor]:
-        if config.criterion == "uniform":
-            return self._uniform_weights()
         entropies, lses = self.entropies(config.backend)
         marginals = None
         if config.criterion == "information":
@@ -102,7 +100,7 @@ class AffinityBuilder:
             temperature=config.temperature,
             criterion=cast(Any, config.criterion),
             marginal=marginals,
-            keep=config.keep,
+            keep=None if config.criterion == "uniform" else config.keep,  # equal heads have no best ones
         )
 
     def build(self, config: NerveConfig) -> Affinity:
@@ -154,10 +152,6 @@ class AffinityBuilder:
         grids = [layer.grid for layer in self.layers]
         options = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
         return [layer.q for layer in self.layers], [layer.k for layer in self.layers], weights, options
-
-    def _uniform_weights(self) -> list[torch.Tensor]:
-        total = sum(layer.q.shape[1] for layer in self.layers)
-        return [torch.full(layer.q.shape[:2], 1.0 / total, device=layer.q.device) for layer in self.layers]
 
 
 def _settings(config: NerveConfig) -> tuple[Hashable, ...]:
