@@ -7,11 +7,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any of the hub's libraries is imported
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tests.segmentation.tiny_checkpoints import make_clip, make_stable_diffusion
+from tests.warm_python import WarmPython
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +37,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--device",
         "cpu",
     ]
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    started = WarmPython()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,20 +19,10 @@ import nerve_kernels as nk
 from nerve_kernels.cli.memory import is_out_of_memory
 from nerve_kernels.segmentation.output import files
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-COMMAND = [sys.executable, "-m", "nerve_kernels.cli"]
 
-
-def run_script(before: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, after some lines of Python."""
-    code = f"import sys\nfrom nerve_kernels import cli\n{before}\ncli.main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *(str(argument) for argument in arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
+def script(before: str = "") -> str:
+    """The command, after some lines of Python."""
+    return f"import sys\nfrom nerve_kernels import cli\n{before}\ncli.main(sys.argv[1:])"
 
 
 def assert_whole(folder: Path) -> None:
@@ -80,10 +68,10 @@ command.load = load_then_limit
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_out_of_memory_in_a_model_names_the_size_that_fits(models, images, tmp_path):
+def test_out_of_memory_in_a_model_names_the_size_that_fits(warm_python, models, images, tmp_path):
     limit = LIMIT.format(megabytes=48)
     arguments = (images / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
-    done = run_script(limit, *arguments, "--size", 512)
+    done = warm_python.run(script(limit), [*arguments, "--size", 512])
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
     found = re.search(r"wide\.png: out of memory with --size 512; --size (\d+) fits here$", done.stderr.strip())
@@ -91,18 +79,18 @@ def test_out_of_memory_in_a_model_names_the_size_that_fits(models, images, tmp_p
     assert 16 <= int(found[1]) < 512
     assert written(tmp_path / "out") == []
     # and what it says is true
-    again = run_script(limit, *arguments, "--size", found[1])
+    again = warm_python.run(script(limit), [*arguments, "--size", found[1]])
     assert (again.returncode, again.stderr) == (0, "")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_out_of_memory_for_a_large_image_names_the_size_that_fits(models, tmp_path):
+def test_out_of_memory_for_a_large_image_names_the_size_that_fits(warm_python, models, tmp_path):
     limit = LIMIT.format(megabytes=128)
     large = tmp_path / "large.png"
     Image.new("L", (4000, 2500)).save(large)
     options = ("-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
-    done = run_script(limit, large, *options)
+    done = warm_python.run(script(limit), [large, *options])
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1
     pattern = r"large\.png: out of memory for an image of 4000x2500 pixels; (\d+)x(\d+) fits here, so make it smaller$"
@@ -110,7 +98,7 @@ def test_out_of_memory_for_a_large_image_names_the_size_that_fits(models, tmp_pa
     assert found, done.stderr
     smaller = tmp_path / "smaller.png"
     Image.new("L", (int(found[1]), int(found[2]))).save(smaller)
-    again = run_script(limit, smaller, *options)
+    again = warm_python.run(script(limit), [smaller, *options])
     assert (again.returncode, again.stderr) == (0, "")
 
 
@@ -134,9 +122,10 @@ def test_a_full_disk_is_one_line_and_the_rest_is_not_computed(models, images, tm
 FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(models, images, tmp_path):
+def test_a_write_that_fails_half_way_leaves_nothing(warm_python, models, images, tmp_path):
     """A real failure in the middle of a file: the system refuses what goes past 4096 bytes."""
-    done = run_script(FILE_LIMIT.format(4096), images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models)
+    arguments = [images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
+    done = warm_python.run(script(FILE_LIMIT.format(4096)), arguments)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines() == [
         f"{tmp_path / 'out' / f'{name}_overlay.png'}: cannot be written: File too large" for name in ("tall", "wide")
@@ -190,19 +179,15 @@ def test_names_that_differ_by_a_second_suffix_do_not_replace_each_other(models, 
     assert sum(name.endswith("_overlay.png") for name in written(tmp_path / "out")) == 4
 
 
-def test_names_that_are_not_text(models, tmp_path):
+def test_names_that_are_not_text(warm_python, models, tmp_path):
     """Linux file names are bytes; those that are not UTF-8 must neither stop the command nor change on the way out."""
     folder = os.fsencode(tmp_path / "in")
     os.mkdir(folder)  # noqa: PTH102
     name = b"caf\xe9\x1b[31m.png"
     with open(folder + b"/" + name, "wb") as stream:  # noqa: PTH123
         Image.new("RGB", (16, 16)).save(stream, "PNG")
-    done = subprocess.run(
-        [*COMMAND, folder, "-l", "cat, dog", "-o", tmp_path / "out", "--explain", *models],
-        capture_output=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
+    arguments = [folder, "-l", "cat, dog", "-o", tmp_path / "out", "--explain", *models]
+    done = warm_python.run(script(), arguments, text=False)
     assert done.returncode == 0, done.stderr
     stem = name.removesuffix(b".png")
     assert done.stdout == os.fsencode(tmp_path / "out") + b"/" + stem + b"_overlay.png\n"
@@ -211,17 +196,17 @@ def test_names_that_are_not_text(models, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("buffered", [True, False])
-def test_standard_output_that_is_full_or_closed(models, images, tmp_path, buffered):
-    arguments = [*COMMAND, images, "-l", "cat, dog", "-o", tmp_path / "out", *models]
-    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
+def test_standard_output_that_is_full_or_closed(warm_python, models, images, tmp_path, buffered):
+    arguments = [images, "-l", "cat, dog", "-o", tmp_path / "out", *models]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        done = warm_python.run(script(), arguments, stdout=full, env=environment)
     assert done.returncode == 1
     assert "nerve-segment: cannot go on: [Errno 28] No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    done = warm_python.run(script(), arguments, stdout=writer, env=environment)
     os.close(writer)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -230,11 +215,11 @@ def test_standard_output_that_is_full_or_closed(models, images, tmp_path, buffer
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 @pytest.mark.parametrize("buffered", [True, False])
-def test_the_exit_code_survives_when_errors_cannot_be_written(tmp_path, buffered):
-    arguments = [*COMMAND, tmp_path / "absent.png", "-l", "cat, dog", "--no-such-option"]
-    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "" if buffered else "1"}
+def test_the_exit_code_survives_when_errors_cannot_be_written(warm_python, tmp_path, buffered):
+    arguments = [tmp_path / "absent.png", "-l", "cat, dog", "--no-such-option"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        assert subprocess.run(arguments, stdout=full, stderr=full, check=False, env=environment).returncode == 2
+        assert warm_python.run(script(), arguments, stdout=full, stderr=full, env=environment).returncode == 2
 
 
 def test_a_pipe_is_not_waited_for(models, tmp_path, capsys):
@@ -244,24 +229,12 @@ def test_a_pipe_is_not_waited_for(models, tmp_path, capsys):
     assert (code, err) == (1, f"{pipe}: not a file\n")
 
 
-def start(arguments: list[object]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(argument) for argument in arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        # a job in a script's background is started with interrupts ignored, and would hand that on
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def test_an_interrupt_between_images_leaves_whole_files(models, tmp_path):
+def test_an_interrupt_between_images_leaves_whole_files(warm_python, models, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(400):
         Image.new("RGB", (32, 32)).save(folder / f"{number:03}.png")
-    process = start([*COMMAND, folder, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models])
+    process = warm_python.start(script(), [folder, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models])
     while process.poll() is None and len(written(tmp_path / "out")) < 4:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -282,10 +255,9 @@ pathlib.Path.replace = replace
 """
 
 
-def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(models, images, tmp_path):
-    code = f"import sys\nfrom nerve_kernels import cli\n{SLOW_WRITE}\ncli.main(sys.argv[1:])"
+def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(warm_python, models, images, tmp_path):
     arguments = [images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
-    process = start([sys.executable, "-c", code, *arguments])
+    process = warm_python.start(script(SLOW_WRITE), arguments)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     assert len(written(tmp_path / "out")) == 1  # the temporary file, complete and not yet renamed
