@@ -11,19 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from .order import DURATIONS
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "src"
 PACKAGE = SOURCES / "nerve_kernels"
 AREAS = ("segmentation", "evaluation", "web", "cli")
-SECONDS_A_TEST = 240
+SECONDS_A_TEST = 120
 
 # A test that hangs is ended with its process, and so counts as one that noticed.
 PYTEST = [
     sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line",
+    "-p", "tests.mutation.order",
     "-o", f"faulthandler_timeout={SECONDS_A_TEST}", "-o", "faulthandler_exit_on_timeout=true",
 ]  # fmt: skip
 
@@ -34,11 +36,11 @@ class Executed:
 
     Args:
         lines: by file (relative to ``src``) and line, the tests that execute it; none where it is executed on import.
-        seconds: what the run took.
+        durations: of every test, in seconds.
     """
 
     lines: dict[str, dict[int, list[str]]]
-    seconds: float
+    durations: dict[str, float]
 
 
 def area_tests(area: str) -> list[str]:
@@ -89,20 +91,19 @@ def executed_lines(area: str, folder: Path) -> Executed:
     if kept.exists():
         content = json.loads(kept.read_text(encoding="utf-8"))
         lines = {file: {int(line): tests for line, tests in by.items()} for file, by in content["lines"].items()}
-        return Executed(lines, content["seconds"])
+        return Executed(lines, content["durations"])
     sources = copy_of_sources(folder / "covered")
     data = folder / f"{area}.coverage"
     settings = folder / "coveragerc"
-    settings.write_text(f"[run]\ndata_file = {data}\nsource = {sources / 'nerve_kernels' / area}\npatch = subprocess\n")
-    start = time.monotonic()
-    code, printed = run_tests(
-        ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report=", *area_tests(area)], sources, 3600
-    )
-    seconds = time.monotonic() - start
+    source = sources / "nerve_kernels" / area
+    settings.write_text(f"[run]\ndata_file = {data}\nsource = {source}\npatch =\n    subprocess\n    fork\n")
+    durations = folder / f"{area}.durations"
+    covering = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
+    code, printed = run_tests([*covering, *area_tests(area)], sources, 3600, **{DURATIONS: str(durations)})
     if code != 0:
         sys.exit(f"tests/{area} fail without any mutant:\n{printed}")
-    executed = Executed(_read(data, sources), seconds)
-    kept.write_text(json.dumps({"seconds": seconds, "lines": executed.lines}), encoding="utf-8")
+    executed = Executed(_read(data, sources), json.loads(durations.read_text(encoding="utf-8")))
+    kept.write_text(json.dumps({"durations": executed.durations, "lines": executed.lines}), encoding="utf-8")
     return executed
 
 

@@ -71,7 +71,7 @@ def test_every_mutant_compiles_and_changes_its_line_alone(file: Path):
 
 
 def test_a_seed_draws_the_same_and_no_line_twice():
-    executed = Executed({"nerve_kernels/web/limits.py": {line: [] for line in range(1, 400)}}, 1.0)
+    executed = Executed({"nerve_kernels/web/limits.py": {line: [] for line in range(1, 400)}}, {})
     mutants = candidates(executed)
     first = draw(mutants, 20, seed=7)
     assert first == draw(list(reversed(mutants)), 20, seed=7)
@@ -82,7 +82,7 @@ def test_a_seed_draws_the_same_and_no_line_twice():
 def test_only_lines_that_tests_execute_are_drawn():
     everything = mutants_of((PACKAGE / "web" / "limits.py").read_text(encoding="utf-8"), "nerve_kernels/web/limits.py")
     line = everything[0].line
-    assert candidates(Executed({"nerve_kernels/web/limits.py": {line: ["a test"]}}, 1.0)) == [
+    assert candidates(Executed({"nerve_kernels/web/limits.py": {line: ["a test"]}}, {})) == [
         mutant for mutant in everything if mutant.line == line
     ]
 
