@@ -17,7 +17,7 @@ from tests.fuzz.judging import FUZZ
 
 import nerve_kernels as nk
 from nerve_kernels.segmentation import ImageFeatures, NerveConfig
-from nerve_kernels.segmentation.feature_file import WITHOUT_CHECKSUM, pack
+from nerve_kernels.segmentation.feature_file import FORMAT, WITHOUT_CHECKSUM, _checksum, pack
 
 GRID, PATCH_GRID, PIXELS = (3, 5), (2, 4), (12, 20)
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64)
@@ -125,10 +125,11 @@ def damaged_parts(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, A
 def test_damaged_fields_are_refused_or_still_make_a_walk(tmp_path_factory, damaged, with_checksum):
     """Also of the first version, and with a checksum that is right: then the parts must fit together by themselves."""
     tensors, description = damaged
+    text = json.dumps(description)  # with NaN, which `pack` would refuse to write
+    metadata = {"format": WITHOUT_CHECKSUM, "description": text}
     if with_checksum:
-        content = pack(tensors, description)
-    else:
-        content = save(tensors, {"format": WITHOUT_CHECKSUM, "description": json.dumps(description)})
+        metadata |= {"format": FORMAT, "sha256": _checksum(tensors, text)}
+    content = save(tensors, metadata)
     loaded = load(tmp_path_factory.getbasetemp(), content)
     if loaded is None:
         return

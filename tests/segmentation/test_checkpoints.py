@@ -214,6 +214,19 @@ def test_the_bounds_leave_room_for_every_released_model():
         assert BOUNDS[name][0] <= value <= BOUNDS[name][1] / 1.9
 
 
+@pytest.mark.parametrize(
+    ("file", "field"), [("config.json", "text_config__eos_token_id"), ("text_encoder/config.json", "eos_token_id")]
+)
+@pytest.mark.parametrize("end", [None, [1], True])
+def test_a_text_model_without_an_end_mark_is_refused(load, file, field, end):
+    """transformers takes it, and fails later on; ours would pool every prompt's first token, which is the same."""
+    part = "clip" if file == "config.json" else "diffusion"
+    with pytest.raises(ModelLoadError) as caught:
+        load(copy_with_config, file, **{field: end})
+    assert str(caught.value).startswith(f"{part}: ")
+    assert "eos_token_id" in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"a": ' + " " * MAX_FILE_BYTES + "1}"])
 def test_a_config_that_is_no_object_of_a_sensible_size_is_refused(clip_folder, load, content):
     def copy(checkpoint, target, file):

@@ -116,16 +116,19 @@ def _check_files(find: Callable[[str], Path | None], config: str, weights: str |
 
 
 def check_vocabulary(tokenizer: Any, text_config: Any, *, argument: str) -> None:
-    """Refuse a tokenizer that gives numbers for which the text model has no embedding.
+    """Refuse a tokenizer that gives numbers for which the text model has no embedding, and a model without an end mark.
 
     Raises:
-        ModelLoadError: with both sizes.
+        ModelLoadError: with both sizes, or with what stands for the end mark's number.
     """
     if len(tokenizer) > text_config.vocab_size:
         raise ModelLoadError(
             f"{argument}: the tokenizer has {len(tokenizer)} tokens and the text model {text_config.vocab_size}; "
             "expected a tokenizer and a model of one checkpoint"
         )
+    end = text_config.eos_token_id
+    if not isinstance(end, int) or isinstance(end, bool):
+        raise ModelLoadError(f"{argument}: config.json: eos_token_id: expected a token's number, got {end!r:.60}")
 
 
 def is_local(source: str | os.PathLike[str]) -> bool:

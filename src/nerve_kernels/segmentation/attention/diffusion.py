@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,22 +12,15 @@ from PIL import Image
 from nerve_kernels._operators.checks import check_count
 from nerve_kernels.segmentation.checkpoints.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.config import NerveConfig
-from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.images import size_for_model, to_tensor
-from nerve_kernels.segmentation.loading import (
-    ModelLoadError,
-    check_vocabulary,
-    choose_device,
-    choose_dtype,
-    freeze,
-    load_part,
-)
+from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.locks import alone_in
 
 from .affinity_building import check_affinity_settings
 from .capture import capture_layers, list_layers, number_of_heads, self_attention_modules
 from .layers import SelfAttentionLayer, select_layers
 from .source import AttentionSource, CapturedLayer
+from .stable_diffusion import load_stable_diffusion
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -105,47 +98,7 @@ class DiffusionFeatures:
             MissingExtraError: diffusers or transformers is not installed.
             ModelLoadError: incomplete folder, unknown id, or no connection.
         """
-        require_extra("diffusers", "transformers")
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
-            return load_part(load, source, argument="diffusion", subfolder=subfolder, **options)
-
-        device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
-        # Stable Diffusion 1.x's VAE overflows float16, and it runs only once an image.
-        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        file = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
-        unet = part(UNet2DConditionModel.from_pretrained, "unet", torch_dtype=dtype, **file)
-        vae = part(AutoencoderKL.from_pretrained, "vae", torch_dtype=vae_dtype, **file)
-        # Whatever sampler the checkpoint names, its noise schedule is all that is needed here,
-        # and DDPMScheduler adds noise in the scale in which the UNet was trained.
-        scheduler = part(DDPMScheduler.from_pretrained, "scheduler", config="scheduler_config.json")
-        text_encoder = part(
-            CLIPTextModel.from_pretrained, "text_encoder", config="config.json", weights="model.safetensors"
-        )
-        tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", config="tokenizer_config.json")
-        check_vocabulary(tokenizer, text_encoder.config, argument="diffusion")
-        alphas = scheduler.alphas_cumprod
-        if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
-            raise ModelLoadError(
-                f"diffusion: the noise schedule of {source} has {len(alphas)} levels from {float(alphas.min())} to "
-                f"{float(alphas.max())}; expected {scheduler.config.num_train_timesteps} from 0 to 1"
-            )
-        freeze(unet, device, dtype)
-        freeze(vae, device, vae_dtype)
-        freeze(text_encoder, device, dtype)
-        length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
-        with torch.no_grad():
-            empty_prompt = text_encoder(tokens.input_ids.to(device))[0]
-        if not empty_prompt.isfinite().all():
-            raise ModelLoadError(
-                f"diffusion: the text encoder of {source} answers NaN or infinity to the empty prompt; its weights are "
-                "damaged, or overflow their dtype: try float32"
-            )
-        return cls(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
+        return cls(**load_stable_diffusion(source, device, dtype))
 
     @property
     def layers(self) -> tuple[SelfAttentionLayer, ...]:
