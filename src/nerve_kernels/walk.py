@@ -215,8 +215,9 @@ def random_walk_limit(
 ) -> Tensor | tuple[Tensor, float]:
     """Where the random walk ends after infinitely many steps, with a certified error; deterministic.
 
-    ``P_∞ = (1−α)(I − αS)⁻¹ G``, solved in float64 by BiCGSTAB on the structured operator (a dense factorisation for
-    small N), certified by the residual: ``|P − P_∞| ≤ ‖r‖_∞ / (1−αρ)`` with ρ the largest absolute row sum of S.
+    ``P_∞ = (1−α)(I − αS)⁻¹ G``, solved by minimal residuals on the structured operator in float32 with corrections from
+    residuals in float64 (a dense factorisation for small N), certified by the last of these: ``|P − P_∞| ≤ ‖r‖_∞ /
+    (1−αρ)`` with ρ the largest absolute row sum of S.
 
     Args:
         seeds: G, (B, N, C) or (N, C); float32, float16, bfloat16 or float64.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.ops.problems import relative_error
+from tests.ops.problems import relative_error, walk_problem
 from tests.triton.walk_problems import KINDS, Problem, random_walk, walk_gradients, window_product
 
 import nerve_kernels as nk
+from nerve_kernels import reference
 from nerve_kernels._triton.launch import Launch
 from nerve_kernels._triton.walk import random_walk as triton_walk
 from nerve_kernels._triton.walk import random_walk_backward as triton_walk_backward
@@ -59,6 +60,20 @@ def test_steps(steps, normalize, seeds_dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_affinities(kind):
     random_walk(triton_walk.run, kind=kind, batch=2, affinity_batch=2, grid=(4, 10), cells=(2, 5))
+
+
+def test_the_limit_by_steps_of_the_kernel(monkeypatch):
+    """Products in float32 are the kernel's, the certificate is float64's."""
+    launched = []
+    original = Launch.run
+    monkeypatch.setattr(Launch, "run", lambda self: (launched.append(self.kernel.__name__), original(self)))
+    problem = walk_problem(5, (17, 16), labels=2, cells=(5, 4), dtype=torch.float32)
+    result, bound = nk.random_walk_limit(
+        problem.seeds, problem.mixed(0.5), alpha=0.5, tol=1e-6, return_bound=True, backend="triton"
+    )
+    assert launched.count("walk_step_kernel") >= 5
+    expected = reference.random_walk_limit(problem.seeds, problem.dense(0.5), alpha=0.5)
+    assert float((result.double() - expected).abs().max()) <= bound <= 1e-6
 
 
 @pytest.mark.parametrize("affinity_batch", [1, 2])

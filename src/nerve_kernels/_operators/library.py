@@ -109,7 +109,8 @@ class Operator:
         backward: How it is differentiated; a function is the eager implementation of a :class:`Gradient`.
         cpp: Whether the compiled extension has ``_<name>_cpp`` with the same arguments; a function instead calls what
             the extension has.
-        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is, imported at its first call.
+        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is, imported at its first call; a function
+            instead calls what is there.
         why_not_triton: Why Triton cannot take some arguments, or None.
         cuda: The implementation in CUDA C++.
         vmap: Whether a mapped dimension can be folded into the batch.
@@ -124,7 +125,7 @@ class Operator:
         fake: Function,
         backward: Gradient | Function | None = None,
         cpp: bool | Function = True,
-        triton: str | None = None,
+        triton: str | Function | None = None,
         why_not_triton: Function = availability.why_unsupported,
         cuda: Implementation | None = None,
         vmap: bool = True,
@@ -192,7 +193,7 @@ def _register_backends(
     operation: str,
     eager: Function,
     cpp: Function | None,
-    triton: str | None,
+    triton: str | Function | None,
     why_not_triton: Function,
     cuda: Implementation | None = None,
 ) -> None:
@@ -200,7 +201,8 @@ def _register_backends(
     if cpp is not None:
         dispatch.register(operation, "cpp", Implementation(cpp, dispatch.why_unsupported_cpp))
     if triton is not None:
-        dispatch.register(operation, "triton", Implementation(availability.run_lazily(triton), why_not_triton))
+        run = availability.run_lazily(triton) if isinstance(triton, str) else triton
+        dispatch.register(operation, "triton", Implementation(run, why_not_triton))
     if cuda is not None:
         dispatch.register(operation, "cuda", cuda)
 

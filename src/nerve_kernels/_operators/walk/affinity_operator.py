@@ -6,6 +6,8 @@ in compiled kernels.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,38 @@ class AffinityOperator:
     """β U Vᵀ + (1−β) S_local, or a dense S, in one working precision."""
 
     def __init__(self, affinity: AffinityArguments, dtype: torch.dtype) -> None:
-        self.affinity = affinity.map(lambda part: part.to(dtype))
-        self.values, self.u, self.v, self.dense = self.affinity.parts
+        self.stored, self.dtype = affinity, dtype
         self.grid, self.cells = list(affinity.grid), list(affinity.cells)
-        self.beta = affinity.beta if self.values is not None else 1.0
-        self.local_share = 1.0 - affinity.beta if self.u is not None else 1.0
+        self.beta = affinity.beta if affinity.values is not None else 1.0
+        self.local_share = 1.0 - affinity.beta if affinity.u is not None else 1.0
         self.geometry = TileGeometry.of(affinity.grid, affinity.window)
         self._forward: Tensor | None = None
         self._adjoint: Tensor | None = None
+
+    @cached_property
+    def affinity(self) -> AffinityArguments:
+        """The affinity in the working precision; a compiled kernel may never ask for it."""
+        return self.stored.map(lambda part: part.to(self.dtype))
+
+    @property
+    def values(self) -> Tensor | None:
+        """Window values."""
+        return self.affinity.values
+
+    @property
+    def u(self) -> Tensor | None:
+        """U of S_global."""
+        return self.affinity.u
+
+    @property
+    def v(self) -> Tensor | None:
+        """V of S_global, where it is not the averages over cells."""
+        return self.affinity.v
+
+    @property
+    def dense(self) -> Tensor | None:
+        """S itself."""
+        return self.affinity.dense
 
     def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
         """P after ``steps`` steps P ← (1−α) G + α S P."""

@@ -51,25 +51,26 @@ def walk_cpp(
 
 
 class CppAffinityOperator(AffinityOperator):
-    """:class:`AffinityOperator` on the CPU. In float32 its parts stay in the dtype in which they are stored."""
+    """:class:`AffinityOperator` on the CPU. Its parts stay in the dtype they are stored in: kernels widen them."""
 
     def __init__(self, affinity: AffinityArguments, dtype: torch.dtype) -> None:
         super().__init__(affinity, dtype)
-        self._stored = affinity if dtype == torch.float32 else self.affinity
+        if affinity.v is not None and dtype == torch.float64:
+            self.stored = affinity._replace(v=affinity.v.double())  # which a kernel would widen at every product
         self._transposed: AffinityArguments | None = None
 
     def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
         """P after ``steps`` steps P ← (1−α) G + α S P."""
-        return walk_cpp(seeds, p, self._stored, alpha, steps, False)
+        return walk_cpp(seeds, p, self.stored, alpha, steps, False)
 
     def apply(self, p: Tensor) -> Tensor:
         """S P: one step with α = 1."""
-        return self._step(self._stored, p)
+        return self._step(self.stored, p)
 
     def apply_transpose(self, p: Tensor) -> Tensor:
         """Sᵀ P: the same with what is left and right of S_global exchanged."""
         if self._transposed is None:
-            self._transposed = self._stored._replace(
+            self._transposed = self.stored._replace(
                 values=None if self.values is None else transpose_values(self.values, self.geometry),
                 u=self.v,
                 v=self.u,
