@@ -17,6 +17,7 @@ from nerve_kernels.evaluation import (
     LabelledImages,
     MeanIoU,
     UnreadableImageError,
+    class_lists,
     open_dataset,
 )
 from nerve_kernels.evaluation.class_lists import ClassList
@@ -241,10 +242,21 @@ def test_rotation_notes_are_ignored_as_annotations_do_not_know_them(voc):
     assert load_image(open_dataset("voc21", voc)[0].image).size == (3, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("pascal_voc", 20), ("pascal_context", 59), ("coco", 171), ("ade20k", 150), ("cityscapes", 19)],
-)
+def test_every_data_set_has_a_row_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| `--dataset` |") : page.index("Class names and their synonyms")]
+    assert {name for name in DATASETS if f"`{name}`" not in table} == set()
+
+
+CLASS_FILES = {"pascal_voc": 20, "pascal_context": 59, "coco": 171, "ade20k": 150, "cityscapes": 19}
+
+
+def test_every_class_file_is_counted_here():
+    folder = Path(class_lists.__file__).with_name("class_names")
+    assert {path.stem for path in folder.glob("*.txt")} == set(CLASS_FILES)
+
+
+@pytest.mark.parametrize(("name", "count"), CLASS_FILES.items())
 def test_class_files_are_complete_and_usable_as_labels(name, count):
     classes = ClassList.read(name)
     assert len(classes.labels) == len(set(classes.labels)) == len(classes.names) == count

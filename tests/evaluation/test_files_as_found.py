@@ -14,8 +14,7 @@ from tests.evaluation.small_datasets import voc_of
 
 from nerve_kernels.evaluation import UnreadableImageError, open_dataset
 from nerve_kernels.evaluation.class_lists import ClassList
-from nerve_kernels.evaluation.datasets import read_label_map
-from nerve_kernels.evaluation.labelled_images import ImageFiles, ImagesInFiles
+from nerve_kernels.evaluation.labelled_images import ImageFiles, ImagesInFiles, read_label_map
 from nerve_kernels.segmentation.images import load_image
 
 

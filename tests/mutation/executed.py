@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "src"
 PACKAGE = SOURCES / "nerve_kernels"
 AREAS = ("segmentation", "evaluation", "web", "cli")
-SECONDS_A_TEST = 120
+SECONDS_A_TEST = 360
 
 # A test that hangs is ended with its process, and so counts as one that noticed.
 PYTEST = [

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from nerve_kernels._operators.checks import refusal
 
 from .class_lists import IGNORED, ClassList
 from .embedded import EmbeddedScenes
-from .labelled_images import ImageFiles, ImagesInFiles, LabelledImages
-from .layouts import files_below, find_parts, read_split
+from .labelled_images import ImageFiles, ImagesInFiles, LabelledImages, files_by_identifier, read_label_map
+from .layouts import files_below, find_parts
 
 PathLike = str | os.PathLike[str]
 
@@ -48,7 +44,7 @@ class PascalVOC(ImagesInFiles):
         super().__init__(
             name=f"Pascal VOC 2012 ({20 + background})",
             names=classes.all_names(background=background),
-            files=_by_identifier(parts, ".png"),
+            files=files_by_identifier(parts, ".png"),
             table=classes.table(range(21), background=background),
         )
 
@@ -88,7 +84,7 @@ class PascalContext(ImagesInFiles):
         super().__init__(
             name=f"Pascal Context ({59 + background})",
             names=classes.all_names(background=background),
-            files=_by_identifier(parts, ".png" if is_converted else ".mat"),
+            files=files_by_identifier(parts, ".png" if is_converted else ".mat"),
             table=numbered.table(range(60 if is_converted else 460), background=background),
             read_labels=None if is_converted else read_label_map,
         )
@@ -189,23 +185,6 @@ class Cityscapes(ImagesInFiles):
         )
 
 
-def read_label_map(path: Path) -> npt.NDArray[Any]:
-    """The ``LabelMap`` of one of Pascal Context's .mat files, (height, width) integers."""
-    from nerve_kernels.segmentation.extras import require_extra
-
-    require_extra("scipy", extra="evaluation")
-    from scipy.io import loadmat
-
-    return np.asarray(loadmat(path)["LabelMap"]).astype(np.int64)
-
-
-def _by_identifier(parts: Mapping[str, Path], annotation_suffix: str) -> list[ImageFiles]:
-    return [
-        ImageFiles(name, parts["images"] / f"{name}.jpg", parts["annotations"] / f"{name}{annotation_suffix}")
-        for name in read_split(parts["split"])
-    ]
-
-
 @dataclass(frozen=True)
 class DatasetEntry:
     """How a data set is opened and what it is evaluated with unless told otherwise.
@@ -262,8 +241,7 @@ def open_dataset(name: str, root: PathLike | None = None, *, split: str | None =
     """A data set by its name.
 
     Args:
-        name: a key of ``DATASETS``: ``"voc21"``, ``"voc20"``, ``"context60"``, ``"context59"``, ``"coco-object"``,
-            ``"coco-stuff"``, ``"ade20k"``, ``"cityscapes"`` or ``"embedded"``.
+        name: a key of ``DATASETS``, such as ``"voc21"`` or ``"embedded"``.
         root: the folder it was unpacked into; ``"embedded"`` needs none.
         split: None: the one that is usually scored.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from .class_lists import UNKNOWN
+from .layouts import read_split
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -181,3 +182,21 @@ def _readable(path: Path, read: Callable[[Path], Read]) -> Read:
     except Exception as error:  # SciPy reports damage in many ways; each ends here as one plain sentence
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{path}: unreadable ({reason})") from error
+
+
+def read_label_map(path: Path) -> npt.NDArray[Any]:
+    """The ``LabelMap`` of one of Pascal Context's .mat files, (height, width) integers."""
+    from nerve_kernels.segmentation.extras import require_extra
+
+    require_extra("scipy", extra="evaluation")
+    from scipy.io import loadmat
+
+    return np.asarray(loadmat(path)["LabelMap"]).astype(np.int64)
+
+
+def files_by_identifier(parts: Mapping[str, Path], annotation_suffix: str) -> list[ImageFiles]:
+    """The files of each image that a split file names: JPEGs, and annotations of the same name."""
+    return [
+        ImageFiles(name, parts["images"] / f"{name}.jpg", parts["annotations"] / f"{name}{annotation_suffix}")
+        for name in read_split(parts["split"])
+    ]

@@ -125,7 +125,6 @@ def head_bars(heads: Sequence[HeadWeight]) -> str:
         True
     """
     kept = sorted(heads, key=lambda head: -head.weight)[:MAX_BARS]
-    longest = max((head.weight for head in kept), default=1.0)
     rows = []
     layer = None
     for head in heads:
@@ -136,7 +135,7 @@ def head_bars(heads: Sequence[HeadWeight]) -> str:
             rows.append(f'<div class="layer">{html.escape(head.layer)}, timestep {head.timestep}</div>')
         rows.append(
             f"<div>head {head.head + 1}</div>"
-            f'<div class="track"><div class="bar" style="width:{100 * head.weight / longest:.1f}%"></div></div>'
+            f'<div class="track"><div class="bar" style="width:{100 * head.weight / kept[0].weight:.1f}%"></div></div>'
             f"<div>{100 * head.weight:.1f} % · entropy {head.entropy:.2f}</div>"
         )
     more = f"<p>The {MAX_BARS} heaviest of {len(heads)} heads.</p>" if len(heads) > len(kept) else ""
