@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.operations.attention import BOTH, ENTROPY, FLASH, FUSE_MAPS, SDPA
+from benchmarks.operations.attention import BOTH, CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
 from benchmarks.operations.registry import Operation, Size
 from benchmarks.operations.sizes import SD15_64, walk
-from benchmarks.operations.walk import BFLOAT16_WALK, COMPOSITE, DENSE, WALK
+from benchmarks.operations.walk import BADDBMM, BFLOAT16_WALK, COMPOSITE, DENSE, WALK
 
 Rows = Sequence[dict[str, Any]]
 
@@ -102,6 +102,8 @@ ON_CPU = (
     faster(BFLOAT16_WALK, walk(128, 150, 32), BFLOAT16_WALK.baseline, 1),
 )
 ON_H100 = (
+    faster(ENTROPY, SD15_64, FLASH_ENTROPY.name, 1.5, dtype="float16"),
+    faster(ENTROPY, SD15_64, CUDNN_ENTROPY.name, 1, dtype="float16"),
     faster(ENTROPY, SD15_64, FLASH.name, 1, dtype="float16"),
     Expectation(
         FUSE_MAPS.name,
@@ -123,5 +125,5 @@ ON_H100 = (
         at_most=True,
         stretch=60,
     ),
-    faster(WALK, WALK_64, DENSE, 8),
+    faster(WALK, WALK_64, BADDBMM.format("float32"), 8),
 )

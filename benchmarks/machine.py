@@ -7,6 +7,9 @@ import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,6 +54,31 @@ def cache_bytes(device: str) -> int:
         if text.endswith("K"):
             found.append(int(text[:-1]))
     return 1024 * max(found)
+
+
+STATE_SECONDS = 2.0
+GPU_STATE = ("sm_mhz", "memory_mhz", "watts", "celsius")
+
+
+def gpu_state(call: Callable[[], object]) -> dict[str, str]:
+    """Clocks, power and temperature of the GPU while it does one call after the other; empty where nothing says so."""
+    command = [
+        "nvidia-smi",
+        "--format=csv,noheader,nounits",
+        "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
+    ]
+    command.append(f"--id=GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+    try:
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return dict.fromkeys(GPU_STATE, "")
+    limit = time.monotonic() + STATE_SECONDS
+    while asked.poll() is None and time.monotonic() < limit:
+        call()
+        torch.cuda.synchronize()
+    asked.kill()
+    found = [value.strip() for value in asked.communicate()[0].split(",")]
+    return dict(zip(GPU_STATE, found, strict=True)) if len(found) == len(GPU_STATE) else dict.fromkeys(GPU_STATE, "")
 
 
 def description(device: str) -> dict[str, str | int]:

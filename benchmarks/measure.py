@@ -13,17 +13,23 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from benchmarks import machine, memory
+from benchmarks import graphs, machine, memory
 from benchmarks.operations.problems import Problem
-from benchmarks.operations.registry import Call, Case, Peer
+from benchmarks.operations.registry import Call, Case, Peer, PeerUnavailableError
 from torch import Tensor
 
 import nerve_kernels as nk
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
-MAX_COPIES = 256
+MAX_COPIES, MAX_COPIES_IN_GRAPH = 256, 32
+FAULT = "FAILED: "
+"""How the reason begins why a contender is missing that ought to be there."""
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative errors between two ways to compute the same in one precision, results rounded to it included."""
+
+
+class WrongResultError(AssertionError):
+    """Two that should compute the same do not."""
 
 
 @dataclass
@@ -39,7 +45,13 @@ class Contender:
     rounds: int = MIN_ROUNDS
     peak_bytes: int | None = None
     in_graph: bool = False
+    copies: int = 1  # of the inputs, in turn
+    calls_per_timing: int = 1
     times: list[float] = field(default_factory=list)
+
+    def time(self, device: str) -> None:
+        """Time the next call, or the next replay of several."""
+        self.times.append(milliseconds(self.next_call(), device) / self.calls_per_timing)
 
     def takes_part(self, turn: int, turns: int) -> bool:
         """Whether it runs in this round: its own rounds are spread evenly over all."""
@@ -78,37 +90,30 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return float(difference / expected.double().norm().clamp(min=1e-300))
 
 
-def captured(call: Call) -> Call | None:
-    """The call as a CUDA graph to replay, or None where it cannot be captured."""
-    try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = call()
-    except RuntimeError:  # something in it synchronises
-        torch.cuda.synchronize()
-        return None
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
-
-
 class Contest:
-    """All contenders of one case that can run here, and the reasons of those that cannot."""
+    """All contenders of one case that can run here, and the reasons of those that cannot.
 
-    def __init__(self, case: Case, *, budget: float, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    With ``in_graphs`` every contender that can be is timed as replays of a graph of several calls; peers are then those
+    of a GPU, be it that they are tried on a CPU. ``min_rounds`` is how often the slowest is timed.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        *,
+        budget: float,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        in_graphs: bool = False,
+        min_rounds: int = MIN_ROUNDS,
+    ) -> None:
         self.case, self.budget, self.device, self.dtype = case, budget, device, dtype
+        self.in_graphs, self.min_rounds = in_graphs, min_rounds
         self.contenders: list[Contender] = []
         self.missing: dict[str, tuple[str, str]] = {}
         self._problems = [Problem(case.size, dtype=dtype, device=device)]
         self._expected: Tensor | None = None
+        self._input_bytes: int | None = None
         self._add_ours()
         for peer in case.peers:
             self._add_peer(peer)
@@ -128,12 +133,12 @@ class Contest:
         """One call of each contender but ours."""
         for contender in self.contenders[1:]:
             if contender.takes_part(turn, self.rounds):
-                contender.times.append(milliseconds(contender.next_call(), self.device))
+                contender.time(self.device)
 
     def run(self) -> None:
         """All rounds, for who has no other timer."""
         for turn in range(self.rounds):
-            self.ours.times.append(milliseconds(self.ours.next_call(), self.device))
+            self.ours.time(self.device)
             self.time_others(turn)
 
     def _add_ours(self) -> None:
@@ -147,11 +152,11 @@ class Contest:
             named = None if self.case.operation.backends == ("eager",) else backend
             try:
                 call = self.case.operation.ours(self._problems[0], named)
-                result = call()
+                self._admit(Contender(backend, "ours", True, [call]))
             except nk.BackendUnavailableError as error:
                 self.missing[backend] = ("ours", str(error).split("For these inputs")[0].strip())
-                continue
-            self._admit(Contender(backend, "ours", True, [call]), result)
+            except Exception as error:
+                self._leave_out(backend, "ours", error)
 
     def _add_peer(self, peer: Peer) -> None:
         kind = "published algorithm" if peer.published else "peer"
@@ -161,21 +166,27 @@ class Contest:
             return
         try:
             call = peer.prepare(self._problems[0])
-            result = call()
-        except RuntimeError as error:
-            if self.device == "cpu":
-                raise  # where all of them run
-            # out of memory, or a library that does not take this dtype on this GPU
-            self.missing[peer.name] = (kind, str(error).splitlines()[0])
-            return
-        self._admit(Contender(peer.name, kind, peer.same_result, [call], past_cache=peer.past_cache), result)
+            self._admit(Contender(peer.name, kind, peer.same_result, [call], past_cache=peer.past_cache))
+        except PeerUnavailableError as error:
+            self.missing[peer.name] = (kind, str(error))
+        except Exception as error:
+            self._leave_out(peer.name, kind, error)
+
+    def _leave_out(self, name: str, kind: str, error: Exception) -> None:
+        """On a GPU that one of them fails must not hide the others: out of memory, a dtype, a result that differs."""
+        if self.device == "cpu":
+            raise error
+        said = " ".join(str(error).split())[:200]
+        # libraries have their limits; ours has said before what it does not take, and no one may be wrong
+        is_fault = kind == "ours" or isinstance(error, WrongResultError)
+        self.missing[name] = (kind, f"{FAULT}{said}" if is_fault else said)
 
     def _why_left_out(self, peer: Peer) -> str | None:
         """Why a peer is left out, or None where it takes part."""
         missing, size = missing_modules(peer), self.case.size
         if missing:
             return f"not installed: {', '.join(missing)}"
-        if self.device not in peer.devices:
+        if ("cuda" if self.in_graphs else self.device) not in peer.devices:
             return f"runs on {', '.join(peer.devices)}"
         if peer.full_only and self.case.quick:
             return "takes long to prepare: only in a full run"
@@ -186,22 +197,23 @@ class Contest:
             return f"needs about {wanted / 2**30:.1f} GiB, of {available / 2**30:.1f} GiB available"
         return None
 
-    def _admit(self, contender: Contender, result: Tensor) -> None:
+    def _admit(self, contender: Contender) -> None:
         """Compare its first result, then measure memory and roughly the time of a second call."""
         call = contender.calls[0]
+        result = call()
         if contender.same_result:
             if self._expected is None:
                 self._expected = result.detach().clone()
             error = relative_error(result.detach(), self._expected)
             if not error <= max(self.case.operation.tolerance, TOLERANCES[self.dtype]):
                 first = self.contenders[0].name if self.contenders else contender.name
-                raise AssertionError(f"{self.case.name}: {contender.name} differs from {first} by {error:.3g}")
+                raise WrongResultError(f"{self.case.name}: {contender.name} differs from {first} by {error:.3g}")
         del result
         contender.peak_bytes, contender.seconds = self._memory_and_seconds(call)
-        if self.device == "cuda" and (graph := captured(call)) is not None:
-            contender.calls[0], contender.in_graph = graph, True
+        if self.in_graphs and (graph := graphs.captured([call], 1, self.device)) is not None:
+            call, contender.in_graph = graph, True
         if contender.seconds < 0.1 * self.budget:  # the first touch of its memory counts for little in a longer one
-            contender.seconds = 1e-3 * milliseconds(contender.calls[0], self.device)
+            contender.seconds = 1e-3 * milliseconds(call, self.device)
         self.contenders.append(contender)
 
     def _memory_and_seconds(self, call: Call) -> tuple[int | None, float]:
@@ -222,25 +234,45 @@ class Contest:
     def _plan(self) -> None:
         """How often each is timed within the budget, and on how many copies of its inputs."""
         share = self.budget / len(self.contenders)
-        for contender in self.contenders:
-            fewest = 1 if contender.seconds > self.budget else MIN_ROUNDS
-            contender.rounds = max(fewest, min(MAX_ROUNDS, int(share / contender.seconds)))
         peers = {peer.name: peer for peer in self.case.operation.peers}
         for contender in self.contenders:
-            for seed in range(1, self._copies(contender)):
-                if seed == len(self._problems):
-                    self._problems.append(Problem(self.case.size, seed=seed, dtype=self.dtype, device=self.device))
-                contender.calls.append(self._call_on(contender, peers, self._problems[seed]))
+            fewest = 1 if contender.seconds > self.budget else self.min_rounds
+            contender.rounds = max(fewest, min(MAX_ROUNDS, int(share / contender.seconds)))
+            # in a graph they are all of one timing
+            most = MAX_COPIES_IN_GRAPH if contender.in_graph else min(contender.rounds, MAX_COPIES)
+            contender.copies = self._copies(contender, most, peers)
+            for seed in range(1, contender.copies):
+                contender.calls.append(self._call_on(contender, peers, self._problem(seed)))
+            if contender.in_graph:
+                self._put_into_graph(contender, fewest, share)
 
-    def _copies(self, contender: Contender) -> int:
+    def _put_into_graph(self, contender: Contender, fewest: int, share: float) -> None:
+        """One replay is one timing, of as many calls as make its start count for nothing."""
+        repeats = graphs.calls_in_graph(contender.seconds, contender.copies)
+        graph = graphs.captured(contender.calls, repeats, self.device)
+        if graph is None:
+            contender.in_graph = False
+            return
+        contender.calls, contender.calls_per_timing = [graph], repeats
+        contender.rounds = max(fewest, min(MAX_ROUNDS, int(share / (repeats * contender.seconds))))
+
+    def _problem(self, seed: int) -> Problem:
+        while seed >= len(self._problems):
+            problem = Problem(self.case.size, seed=len(self._problems), dtype=self.dtype, device=self.device)
+            self._problems.append(problem)
+        return self._problems[seed]
+
+    def _copies(self, contender: Contender, most: int, peers: dict[str, Peer]) -> int:
         """Enough that the caches hold nothing of a copy when its turn comes again."""
         cache = machine.cache_bytes(self.device)
         # one that writes so much itself leaves nothing of its inputs in the cache
         empties_cache = contender.past_cache or (contender.peak_bytes or 0) > 2 * cache
-        if not self.case.operation.cold or empties_cache:
+        if not self.case.operation.cold or empties_cache or most == 1:
             return 1
-        needed = math.ceil(2 * cache / self.case.operation.work(self.case.size).bytes)
-        return max(1, min(needed, contender.rounds, MAX_COPIES))
+        if self._input_bytes is None:  # what is made for the first contender, which is ours, alone
+            self._call_on(contender, peers, self._problem(1))
+            self._input_bytes = self._problem(1).input_bytes()
+        return max(1, min(math.ceil(2 * cache / max(1, self._input_bytes)), most))
 
     def _call_on(self, contender: Contender, peers: dict[str, Peer], problem: Problem) -> Call:
         if contender.kind == "ours":
@@ -249,6 +281,4 @@ class Contest:
         else:
             call = peers[contender.name].prepare(problem)
         call()  # inputs are made when first touched, and pages when first written
-        if contender.in_graph:
-            return captured(call) or call
         return call

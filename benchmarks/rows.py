@@ -87,8 +87,9 @@ def _figures(contest: Contest, contender: Contender, ceilings: Ceilings) -> Row:
         "p20_ms": f"{percentile(contender.times, 20):.4g}",
         "p80_ms": f"{percentile(contender.times, 80):.4g}",
         "rounds": len(contender.times),
-        "copies": len(contender.calls),
+        "copies": contender.copies,
         "cuda_graph": contender.in_graph if contest.device == "cuda" else "",
+        "calls_per_timing": contender.calls_per_timing,
         "peak_extra_mib": "" if contender.peak_bytes is None else f"{contender.peak_bytes / 2**20:.1f}",
     }
     seconds = 1e-3 * median

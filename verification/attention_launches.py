@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from benchmarks.peers.torch_walk import float32_products
 from torch import Tensor
 
 from nerve_kernels._triton.attention import (
@@ -30,17 +31,6 @@ PRECISIONS = {
     "fp32": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
 }
-
-
-@contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """What torch allows for products of float32, as a user would set it."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = precision
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import importlib.util
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -44,7 +45,10 @@ def path(pattern: str) -> Callable[[], str | None]:
 
 @dataclass(frozen=True)
 class Check:
-    """One command. ``optional``: that it cannot run here, or not in time, is said and is no failure."""
+    """One command. ``optional``: that it cannot run here, or not in time, is said and is no failure.
+
+    So many seconds before it would be killed, ``grace_seconds``, it is interrupted and can write what it has.
+    """
 
     name: str
     command: Sequence[str]
@@ -53,6 +57,7 @@ class Check:
     needs: Sequence[Callable[[], str | None]] = ()
     optional: bool = False
     limit_seconds: float = 3600
+    grace_seconds: float = 0
 
     def why_not_here(self) -> str | None:
         """Why it cannot run here, or None where it can."""
@@ -115,9 +120,14 @@ def run_check(check: Check, log: IO[str] | None = None, limit: float = math.inf)
     reader = threading.Thread(target=_stream, args=(process.stdout, sinks, kept), daemon=True)
     reader.start()
     try:
-        code = process.wait(seconds)
+        code = process.wait(max(0.0, seconds - check.grace_seconds))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        with suppress(subprocess.TimeoutExpired):
+            if check.grace_seconds:  # what it has so far can still be written
+                os.kill(process.pid, signal.SIGINT)
+                process.wait(min(check.grace_seconds, seconds))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return Outcome(check, LATE, time.monotonic() - start, f"after {seconds:.0f} s")
     reader.join(5)
@@ -138,7 +148,7 @@ def run_all(
         outcomes = []
         for check in checks:
             # the last one keeps its time whatever the others take
-            reserved = 0 if check is checks[-1] else checks[-1].limit_seconds
+            reserved = 0.0 if check is checks[-1] else checks[-1].limit_seconds
             outcomes.append(run_check(check, log, deadline - time.monotonic() - reserved))
         failures = sum(outcome.is_failure for outcome in outcomes)
         where = [f"log and results: {log_path.parent}"] if log_path else []

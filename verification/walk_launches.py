@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from benchmarks.peers.torch_walk import float32_products
 from torch import Tensor
-from verification.attention_launches import PRECISIONS, float32_products
+from verification.attention_launches import PRECISIONS
 
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import Launch

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import triton
+from benchmarks.peers.torch_walk import float32_products
 from benchmarks.tables import write_rows
 from torch import Tensor
 from triton.compiler import ASTSource
-from verification.attention_launches import PRECISIONS, float32_products
+from verification.attention_launches import PRECISIONS
 from verification.checks import ROOT
 from verification.inspection import TARGETS, specialised
 from verification.ptx.machine import Report, launch

@@ -56,6 +56,20 @@ def naive(name: str, function: Callable[[Problem], Tensor]) -> Peer:
     )
 
 
+def _map_entropy_work(size: Size) -> Work:
+    return layer_work(size, result=_rows(size), maps_read=True)
+
+
+def _fuse_maps_work(size: Size) -> Work:
+    return layer_work(size, result=size.map_bytes // size.heads, maps_read=True)
+
+
+def copy_of(work: Callable[[Size], Work]) -> Peer:
+    """What the memory of a GPU allows: a copy that moves as many bytes."""
+    name = "copy of as many bytes"
+    return Peer(name, torch_attention.copy(work), same_result=False, devices=("cuda",), past_cache=True)
+
+
 def compiled_peer(prepare: Callable[[Problem], Call], *measured: Size) -> Peer:
     """A peer compiled by torch, for the sizes named: each is compiled anew, which takes longer than all the rest."""
     return Peer(
@@ -120,6 +134,15 @@ def _reference_gradient(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable
 
 SDPA = Peer("scaled_dot_product_attention (no entropy)", torch_attention.sdpa, same_result=False)
 FLASH = Peer("FlashAttention forward (no entropy)", torch_attention.flash, same_result=False, devices=("cuda",))
+# the honest peers: they yield the entropy, exactly
+FLASH_ENTROPY, CUDNN_ENTROPY, EFFICIENT_ENTROPY = (
+    Peer(f"entropy by {name}, v = k", torch_attention.entropy_by_attention(attention), devices=("cuda",))
+    for name, attention in (
+        ("FlashAttention", torch_attention.flash_with_lse),
+        ("cuDNN", torch_attention.cudnn_with_lse),
+        ("memory-efficient attention", torch_attention.efficient_with_lse),
+    )
+)
 NAIVE_FUSED = naive("naive: softmax, weighted sum", lambda p: naive_fused(p.q, p.k, p.w))
 
 ENTROPY = Operation(
@@ -134,6 +157,9 @@ ENTROPY = Operation(
         Peer("chunked rows", lambda p: lambda: torch_attention.chunked_entropy(p.q, p.k)),
         SDPA,
         FLASH,
+        FLASH_ENTROPY,
+        CUDNN_ENTROPY,
+        EFFICIENT_ENTROPY,
         compiled_peer(compiled.entropy, sizes.SD15_64, sizes.SD15_32),
     ),
     sizes=sizes.LAYERS,
@@ -158,10 +184,10 @@ MAP_ENTROPY = Operation(
     name="attention_map_entropy",
     ours=lambda p, backend: (lambda maps: lambda: nk.attention_map_entropy(maps, backend=backend))(p.maps),
     reference=lambda p: reference.attention_map_entropy(p.maps),
-    work=lambda size: layer_work(size, result=_rows(size), maps_read=True),
+    work=_map_entropy_work,
     extra_bytes=_memory(16, lambda size: 4 * size.heads),
     baseline="naive: entr, sum",
-    peers=(Peer("naive: entr, sum", lambda p: lambda: torch.special.entr(p.maps).sum(-1)),),
+    peers=(Peer("naive: entr, sum", lambda p: lambda: torch.special.entr(p.maps).sum(-1)), copy_of(_map_entropy_work)),
     sizes=(sizes.SD15_64, sizes.SD15_32),
     quick=(sizes.SD15_32,),
 )
@@ -205,7 +231,7 @@ FUSE_MAPS = Operation(
     name="fuse_attention_maps",
     ours=lambda p, backend: (lambda maps, w: lambda: nk.fuse_attention_maps(maps, w, backend=backend))(p.maps, p.w),
     reference=lambda p: reference.fuse_attention_maps(p.maps, p.w),
-    work=lambda size: layer_work(size, result=size.map_bytes // size.heads, maps_read=True),
+    work=_fuse_maps_work,
     extra_bytes=_memory(16, lambda size: size.tokens),
     baseline="einsum",
     peers=(
@@ -215,6 +241,7 @@ FUSE_MAPS = Operation(
             lambda p: lambda: (p.maps * p.w.to(p.dtype)[:, :, None, None]).sum(1),
             extra_bytes=lambda size: size.map_bytes,
         ),
+        copy_of(_fuse_maps_work),
     ),
     sizes=(sizes.SD15_64, sizes.SD15_32),
     quick=(sizes.SD15_32,),

@@ -36,8 +36,18 @@ class Problem:
     def __init__(self, size: Size, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.size, self.seed, self.dtype, self.device = size, seed, dtype, device
 
+    def input_bytes(self) -> int:
+        """Bytes of all inputs that were made so far."""
+        tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        for value in vars(self).values():
+            if isinstance(value, nk.affinity.Affinity):
+                tensors += value.operator_arguments().tensors
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())  # a mixed affinity has no others
+
     def _draw(self, stream: int, *shape: int, normal: bool = False) -> Tensor:
         generator = torch.Generator().manual_seed(1000 * self.seed + stream)
+        if self.device == "meta":
+            return torch.empty(shape, dtype=self.dtype, device="meta")
         draw = torch.randn if normal else torch.rand
         return draw(shape, generator=generator).to(self.device, self.dtype)
 

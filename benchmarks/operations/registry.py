@@ -15,6 +15,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from benchmarks.operations.problems import Problem
 
+
+class PeerUnavailableError(RuntimeError):
+    """A peer that is not to be had on this device; the message says why."""
+
+
 BACKENDS = ("cuda", "triton", "cpp", "eager")
 
 Call = Callable[[], Tensor]

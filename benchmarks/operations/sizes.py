@@ -23,6 +23,10 @@ SDXL_64 = layer("SDXL at 1024²", 64, 10, 64)
 SDXL_32 = layer("SDXL at 1024²", 32, 20, 64)
 SD15_32_BATCH_8 = layer("SD 1.5 at 512²", 32, 8, 80, batch=8)
 SD15_16_BATCH_32 = layer("SD 1.5 at 512²", 16, 8, 160, batch=32)
+# what newer models have: a head of 72, of 128, and twenty heads on a full grid; measured on GPUs
+PIXART_64 = layer("PixArt at 1024²", 64, 16, 72)
+FLUX_64 = layer("FLUX at 1024²", 64, 24, 128)
+TWENTY_HEADS_64 = layer("twenty heads", 64, 20, 64)
 LAYERS = (SD15_64, SD15_32, SD15_16, SD21_96, SDXL_64, SDXL_32, SD15_32_BATCH_8, SD15_16_BATCH_32)
 
 

@@ -18,6 +18,7 @@ from nerve_kernels import reference
 COMPOSITE = "composite: CSR, pooled U"
 DENSE = "dense S in torch"
 SPARSE = "torch CSR"
+BADDBMM = "dense S, baddbmm, {}"
 
 
 def _state(size: Size) -> int:
@@ -161,6 +162,18 @@ WALK = Operation(
             extra_bytes=_dense_bytes,
             too_long=_dense_takes_too_long,
             past_cache=True,
+        ),
+        *(
+            Peer(
+                BADDBMM.format(precision),
+                torch_walk.baddbmm_walk(precision),
+                same_result=precision == "float32",  # the others round S and P
+                devices=("cuda",),
+                extra_bytes=_dense_bytes,
+                too_long=_dense_takes_too_long,
+                past_cache=True,
+            )
+            for precision in ("float32", "tf32", "bfloat16")
         ),
         Peer(
             "torch.compile of the dense loop",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from benchmarks.operations.problems import Problem
-from benchmarks.operations.registry import Call, Size
+from benchmarks.operations.registry import Call, PeerUnavailableError, Size, Work
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -67,6 +69,61 @@ def naive_affinities(q: Tensor, k: Tensor, size: Size) -> Tensor:
     score = torch.special.entr(maps).sum(-1).mean(-1) / torch.tensor(size.tokens, dtype=q.dtype).log()
     fused = (maps * (-score / 0.1).softmax(1)[:, :, None, None]).sum(1)
     return torch.cat([window_of(fused, size), cell_sums_of(fused, size)], dim=-1)
+
+
+def entropy_by_attention(attention: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Problem], Call]:
+    """Entropy from an attention that has lse beside its result, with v = k: H = lse − scale · q · SDPA(q, k, k)."""
+
+    def prepare(problem: Problem) -> Call:
+        q, k = problem.q, problem.k
+
+        def call() -> Tensor:
+            attended, lse = attention(q, k)
+            return lse - q.shape[-1] ** -0.5 * (q.float() * attended.float()).sum(-1)
+
+        return call
+
+    return prepare
+
+
+def flash_with_lse(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """FlashAttention, torch's own on a CPU."""
+    if q.device.type == "cpu":
+        attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, k)
+    else:
+        attended, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, k)[:2]
+    return attended, lse
+
+
+def cudnn_with_lse(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """cuDNN's attention."""
+    _need_gpu("cuDNN's attention", q)
+    attended, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, k, None, True)[:2]
+    return attended, lse.view(q.shape[:3])
+
+
+def efficient_with_lse(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """The memory-efficient attention, which takes float32."""
+    _need_gpu("the memory-efficient attention", q)
+    attended, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, k, None, True)[:2]
+    return attended, lse[..., : q.shape[2]]  # its rows are padded
+
+
+def _need_gpu(name: str, tensor: Tensor) -> None:
+    if tensor.device.type == "cpu":
+        raise PeerUnavailableError(f"no GPU: {name} runs on one")
+
+
+def copy(least: Callable[[Size], Work]) -> Callable[[Problem], Call]:
+    """A copy that reads and writes as many bytes in all as an operation must."""
+
+    def prepare(problem: Problem) -> Call:
+        half = least(problem.size).bytes * problem.dtype.itemsize // 4 // 2
+        source = torch.zeros(half, dtype=torch.uint8, device=problem.device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    return prepare
 
 
 def sdpa(problem: Problem) -> Call:
