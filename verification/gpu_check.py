@@ -1,11 +1,11 @@
 """Rung 8, on a machine with a GPU: ``make gpu-check``. Under eight minutes, without network, one table last.
 
-Builds the extensions, runs the tests marked ``gpu``, compute-sanitizer on small shapes, captures and replays CUDA
-graphs, and measures against peers. It needs an interpreter with torch, Triton and pytest and installs nothing:
-``make gpu-check PYTHON=python3``. Log, CSV and the table go to one folder.
+Builds the extensions, compiles all Triton kernels, runs the tests marked ``gpu``, measures against peers, and runs
+compute-sanitizer on small shapes. It needs an interpreter with torch, Triton and pytest and installs nothing:
+``make gpu-check PYTHON=python3``. Log, CSV, outcomes and the table go to one folder; a stage that is killed has left
+there what it had.
 
-Without a GPU it says so and dry-runs all it can: imports, the build, the arguments and compilation of every Triton
-kernel for sm_90, nvcc for sm_90, the collection of the GPU tests, and the benchmarks' own code at a small size.
+Without a GPU it says so and runs the same stages on the CPU at a small size, all but the step that needs the GPU.
 """
 
 from __future__ import annotations
@@ -14,29 +14,24 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from verification.checks import ROOT, Check, module, path, program, python, run_all
 
-LIMIT_SECONDS = 8 * 60 - 15
-BENCH_SECONDS = 110
-TRITON_SUBSET = ("--targets", "sm_90", "--head-sizes", "40", "--precisions", "fp16", "fp32")
+LIMIT_SECONDS = 8 * 60
+BENCH_SECONDS = 120
+DRY_RUN_SECONDS = 1200
+NO_GPU = " (no GPU)"
 # where torch's allocator keeps freed memory, a read past the end of a tensor is inside an allocation
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "minversion=7.0")
 OPTIONAL_PACKAGES = ("pytest_benchmark", "hypothesis", "rich", "matplotlib", "scipy", "torch_geometric")
-MARKED = re.compile(r"^(?:@|\s+|pytestmark = )pytest\.mark\.gpu\b", re.MULTILINE)
 METADATA = "Metadata-Version: 2.1\nName: nerve-kernels\nVersion: {}\n"
-
-
-def gpu_tests() -> list[str]:
-    """Files with a test marked ``gpu``: others may need packages that this machine does not have."""
-    files = sorted(ROOT.glob("tests/**/test_*.py"))
-    return [str(file.relative_to(ROOT)) for file in files if MARKED.search(file.read_text("utf-8"))]
 
 
 def build_check(architecture: str) -> Check:
@@ -47,56 +42,76 @@ def build_check(architecture: str) -> Check:
         python("setup.py", "-q", "build_ext", "--inplace"),
         environment=environment,
         needs=(module("setuptools"), module("torch")),
-        limit_seconds=150,
+        limit_seconds=80,
     )
 
 
-def checks_with_gpu(folder: Path, architecture: str, *, prebuilt: bool = False) -> list[Check]:
-    """What a GPU is needed for."""
-    graphs, tests = "tests/gpu/test_cuda_graphs.py", gpu_tests()
-    small = python("-m", "verification.small_shapes")
+def stages(folder: Path, architecture: str = "", *, prebuilt: bool = False) -> list[Check]:
+    """The stages, in their order; without an ``architecture`` the same, on the CPU at a small size.
+
+    Each keeps its own time whatever the others take, and writes what it has while it has it. Those that only look
+    closer come last, and may be missing.
+    """
+    device = ("--device", "cuda" if architecture else "cpu")
+    rows, why = folder / "results.csv" if architecture else folder / "dry_run.csv", "" if architecture else NO_GPU
+    seconds = BENCH_SECONDS if architecture else DRY_RUN_SECONDS
+    few = () if architecture else ("--small", "--jobs", "2")
+    small = python("-m", "verification.small_shapes", *device, *(() if architecture else ("--backends", "eager")))
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all", "--tool"]
-    needs = (program("compute-sanitizer"),)
+    needs = (program("compute-sanitizer"),) if architecture else ()
     carried = Check(
-        "prebuilt _C_cuda: its torch and architecture", python("-m", "verification.prebuilt"), limit_seconds=60
+        "prebuilt _C_cuda: its torch and architecture", python("-m", "verification.prebuilt"), limit_seconds=30
     )
     return [
-        carried if prebuilt else build_check(architecture),
-        Check("imports", python("-m", "verification.gpu_imports"), limit_seconds=60),
-        Check("tests marked gpu", python(*PYTEST, *(t for t in tests if t != graphs)), limit_seconds=130),
-        Check("capture and replay of CUDA graphs", python(*PYTEST, graphs), limit_seconds=40),
-        Check("memcheck", [*sanitizer, "memcheck", *small], "", SANITIZED, needs, True, 70),
-        Check("racecheck", [*sanitizer, "racecheck", *small], "", SANITIZED, needs, True, 70),
+        carried if prebuilt and architecture else build_check(architecture),
+        Check("imports", python("-m", "verification.gpu_imports"), limit_seconds=15),
         Check(
-            "benchmarks against peers",
-            python("-m", "benchmarks.gpu_bench", "--out", str(folder / "results.csv"), "--seconds", str(BENCH_SECONDS)),
-            limit_seconds=BENCH_SECONDS + 50,
-        ),
-    ]
-
-
-def checks_without_gpu(folder: Path) -> list[Check]:
-    """What can be tried without one."""
-    small = python("-m", "verification.small_shapes", "--device", "cpu", "--backends", "eager")
-    dry_run = python("-m", "benchmarks.gpu_bench", "--dry-run", "--out", str(folder / "dry_run.csv"))
-    compiled = python(
-        "-m", "verification.static_grid", *TRITON_SUBSET, "--jobs", "2", "--out", str(folder / "gpu_static.csv")
-    )
-    nvcc = python("-m", "verification.nvcc", "--architectures", "90")
-    return [
-        build_check(""),
-        Check("imports", python("-m", "verification.gpu_imports")),
-        Check(
-            "arguments and compilation of every Triton kernel for sm_90",
-            compiled,
+            f"Triton kernels compiled and counted{why and ', for sm_90, a few'}{why}",
+            python("-m", "verification.compile_kernels", *device, *few, "--out", str(folder / "kernels.csv")),
             needs=(module("triton"),),
-            optional=True,
+            optional=True,  # tests and benchmarks compile what they need
+            limit_seconds=45,
         ),
-        Check("nvcc for sm_90, no spills", nvcc, needs=(program("nvcc"), path("csrc/cuda/*.cu")), optional=True),
-        Check("collection of the tests marked gpu", python(*PYTEST, "--collect-only", *gpu_tests())),
-        Check("what compute-sanitizer would run, on the CPU", small),
-        Check("the benchmarks' own code, on the CPU", dry_run, limit_seconds=150),
+        Check(
+            f"tests marked gpu{why and ': collected and skipped'}{why}",
+            python("-m", "verification.gpu_tests", "--out", str(folder)),
+            limit_seconds=90,
+            grace_seconds=5,
+        ),
+        Check(
+            f"benchmarks against peers{why and ', on the CPU'}{why}",
+            python("-m", "benchmarks.gpu_bench", *device, "--out", str(rows), "--seconds", str(seconds)),
+            limit_seconds=BENCH_SECONDS + 20,
+            grace_seconds=2,
+        ),
+        *(
+            Check(
+                f"{tool}{why and ': what it would run, on the CPU'}{why}",
+                [*sanitizer, tool, *small] if architecture else small,
+                environment=SANITIZED,
+                needs=needs,
+                optional=True,
+                limit_seconds=30,
+            )
+            for tool in ("memcheck", "racecheck")
+        ),
+        Check(
+            "what was measured, and the bars",
+            python("-m", "benchmarks.gpu_bench", "--table", str(rows)),
+            limit_seconds=10,
+        ),
     ]
+
+
+def checks(folder: Path, architecture: str = "", *, prebuilt: bool = False) -> list[Check]:
+    """The stages within their limits on a GPU; on the CPU of a developer's machine, and what it can besides."""
+    found = stages(folder, architecture, prebuilt=prebuilt)
+    if architecture:
+        return found
+    nvcc = python("-m", "verification.nvcc", "--architectures", "90")
+    needs = (program("nvcc"), path("csrc/cuda/*.cu"))
+    found.insert(1, Check("nvcc for sm_90, no spills", nvcc, needs=needs, optional=True))
+    return [replace(check, limit_seconds=DRY_RUN_SECONDS) for check in found]
 
 
 def environment_of_checks(folder: Path) -> dict[str, str]:
@@ -151,11 +166,10 @@ def main() -> int:
     folder = (options.out or default).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment_of_checks(folder))
-    if cuda:
-        checks = checks_with_gpu(folder, "{}.{}".format(*torch.cuda.get_device_capability()), prebuilt=options.prebuilt)
-    else:
-        checks = checks_without_gpu(folder)
-    return run_all(checks, header=describe(cuda), log_path=folder / "log.txt", limit=LIMIT_SECONDS)
+    architecture = "{}.{}".format(*torch.cuda.get_device_capability()) if cuda else ""
+    found = checks(folder, architecture, prebuilt=options.prebuilt)
+    limit = LIMIT_SECONDS if cuda else math.inf
+    return run_all(found, header=describe(cuda), log_path=folder / "log.txt", limit=limit)
 
 
 if __name__ == "__main__":

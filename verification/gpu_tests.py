@@ -59,7 +59,8 @@ class Outcomes:
 
 def arguments(folder: Path, files: list[str], processes: int) -> list[str]:
     """pytest's, on one process where xdist is missing."""
-    options = ["-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "-o", "minversion=7.0", "-p", "verification.gpu_tests"]
+    options = ["-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "-p", "verification.gpu_tests"]
+    options += ["-o", "minversion=7.0"]
     options += ["--junitxml", str(folder / "junit.xml"), "--durations=10"]
     if importlib.util.find_spec("xdist") is not None:
         options += ["-n", str(processes), "--dist", "worksteal"]

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from nerve_kernels._triton.compilation import specialised
 from nerve_kernels._triton.launch import Launch
 
 TARGETS = {
@@ -28,7 +28,6 @@ TARGETS = {
 # What one program may use: 99 KiB on sm_86, sm_89 and sm_120, which is the least of the NVIDIA targets, 64 KiB on AMD.
 SHARED_MEMORY_LIMIT = {"cuda": 99 * 1024, "hip": 64 * 1024}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPE_NAMES = {torch.float32: "fp32", torch.int64: "i64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -41,28 +40,6 @@ class Compiled:
     tensor_core_instructions: int
     loads_of_128_bits: int
     instructions: int
-
-
-def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
-    """Signature, constants and attributes that Triton would derive when it runs this launch."""
-    names = launch.kernel.arg_names
-    signature, constants, attributes = {}, dict(launch.constants), {}
-    for position, name in enumerate(names):
-        if name in launch.constants:
-            signature[name] = "constexpr"
-            continue
-        value = launch.arguments[name]
-        if isinstance(value, Tensor):
-            signature[name], divisible = f"*{TYPE_NAMES[value.dtype]}", True  # torch's allocator aligns to more than 16
-        elif isinstance(value, float):
-            signature[name], divisible = "fp32", False
-        elif value == 1:
-            signature[name], constants[name], divisible = "constexpr", 1, False
-        else:
-            signature[name], divisible = ("i32" if abs(value) < 2**31 else "i64"), value % 16 == 0
-        if divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
 
 
 def compile_for(launch: Launch, target: str) -> Compiled:

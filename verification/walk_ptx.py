@@ -23,13 +23,14 @@ from torch import Tensor
 from triton.compiler import ASTSource
 from verification.attention_launches import PRECISIONS
 from verification.checks import ROOT
-from verification.inspection import TARGETS, specialised
+from verification.inspection import TARGETS
 from verification.ptx.machine import Report, launch
 from verification.ptx.memory import SECTOR, GlobalMemory, Traffic
 from verification.ptx.parser import parse
 
 from nerve_kernels import reference
 from nerve_kernels._arguments import AffinityArguments
+from nerve_kernels._triton.compilation import specialised
 from nerve_kernels._triton.launch import Launch
 from nerve_kernels._triton.walk.random_walk import WalkOperator
 

@@ -19,6 +19,7 @@ from .attention import (
 from .heads import head_weights
 from .mixed_affinity import MixedAffinity, mix
 from .walk import random_walk, random_walk_limit
+from .warmup import warmup
 
 __version__ = version("nerve-kernels")
 
@@ -42,4 +43,5 @@ __all__ = [
     "random_walk_limit",
     "reference",
     "show_config",
+    "warmup",
 ]

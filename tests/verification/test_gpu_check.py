@@ -11,21 +11,48 @@ from pathlib import Path
 
 import pytest
 import torch
-from verification import gpu_check, prebuilt
-from verification.checks import PASSED, ROOT, Check, run_check
+from verification import gpu_check, gpu_tests, prebuilt
+from verification.checks import LATE, PASSED, ROOT, Check, run_check
 
 HERE = Path(__file__).parent
 
 
-def test_the_checks_on_a_gpu_fit_into_eight_minutes(tmp_path: Path) -> None:
-    checks = gpu_check.checks_with_gpu(tmp_path, "9.0")
-    assert gpu_check.LIMIT_SECONDS < 8 * 60
-    assert checks[-1].limit_seconds < gpu_check.LIMIT_SECONDS
-    assert checks[0].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "FORCE_CUDA": "1"}  # not to build it is a failure
+def test_the_stages_on_a_gpu_sum_to_eight_minutes(tmp_path: Path) -> None:
+    stages = gpu_check.stages(tmp_path, "9.0")
+    assert sum(stage.limit_seconds for stage in stages) <= gpu_check.LIMIT_SECONDS == 8 * 60
+    assert all(stage.grace_seconds < stage.limit_seconds for stage in stages)
+    assert stages[0].environment == {"TORCH_CUDA_ARCH_LIST": "9.0", "FORCE_CUDA": "1"}  # not to build it is a failure
+
+
+def module_of(check: Check) -> str:
+    """What of ours it runs."""
+    return check.command[check.command.index("-m") + 1] if "-m" in check.command else " ".join(check.command[1:3])
+
+
+def test_the_dry_run_takes_the_same_way(tmp_path: Path) -> None:
+    real, dry = gpu_check.stages(tmp_path, "9.0"), gpu_check.stages(tmp_path)
+    assert [module_of(stage) for stage in real] == [module_of(stage) for stage in dry]
+    assert all(there.name.startswith(stage.name) for stage, there in zip(real, dry, strict=True))
+    devices = [stage.command[stage.command.index("--device") + 1] for stage in dry if "--device" in stage.command]
+    assert len(devices) >= 4
+    assert set(devices) == {"cpu"}
+
+
+def test_a_stage_that_is_late_is_asked_to_write_what_it_has(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path({str(tmp_path / "kept")!r}).write_text("what it had")
+"""
+    outcome = run_check(Check("late", [sys.executable, "-c", code], limit_seconds=8, grace_seconds=5))
+    assert outcome.result == LATE
+    assert (tmp_path / "kept").read_text(encoding="utf-8") == "what it had"
 
 
 def test_a_prebuilt_library_is_checked_in_place_of_the_build(tmp_path: Path) -> None:
-    built, carried = (gpu_check.checks_with_gpu(tmp_path, "9.0", prebuilt=prebuilt) for prebuilt in (False, True))
+    built, carried = (gpu_check.stages(tmp_path, "9.0", prebuilt=prebuilt) for prebuilt in (False, True))
     assert [check.name for check in carried[1:]] == [check.name for check in built[1:]]
     assert carried[0].command[1:] == ["-m", "verification.prebuilt"]
     assert not carried[0].optional
@@ -86,9 +113,10 @@ def test_make_passes_on_where_results_go(given: list[str], passed: list[str], tm
 
 
 def test_files_with_gpu_tests_are_found() -> None:
-    found = gpu_check.gpu_tests()
+    found = gpu_tests.gpu_tests()
     assert "tests/gpu/test_walk_on_gpu.py" in found
     assert "tests/gpu/test_registry_on_gpu.py" in found
+    assert "tests/gpu/test_real_sizes.py" in found
     assert "tests/segmentation/test_pipeline_on_gpu.py" in found
     assert not [name for name in found if name.startswith("tests/verification/")]  # which only speak of them
 
@@ -100,7 +128,7 @@ def as_on_gpu_image(*files: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_gpu_tests_need_nothing_that_a_gpu_image_lacks() -> None:
-    finished = as_on_gpu_image(*gpu_check.gpu_tests())
+    finished = as_on_gpu_image(*gpu_tests.gpu_tests())
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "tests/gpu/test_walk_on_gpu.py::" in finished.stdout
     if importlib.util.find_spec("diffusers") is not None:  # hidden there

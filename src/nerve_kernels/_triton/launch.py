@@ -7,7 +7,10 @@ A wrapper first makes a ``Launch``, which is plain data, and then runs it. The c
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,20 @@ from torch import Tensor
 
 VECTOR_BYTES = 16  # the widest load of one thread
 SLICE = 32
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect the launches that are planned within the block. They have nothing left to do there, on any device."""
+    recorded: list[Launch] = []
+    token = _recorded.set(recorded)
+    try:
+        yield recorded
+    finally:
+        _recorded.reset(token)
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,12 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
+
+    def __post_init__(self) -> None:
+        recorded = _recorded.get()
+        if recorded is not None:
+            recorded.append(copy.copy(self))
+            object.__setattr__(self, "programs", 0)
 
     def run(self) -> None:
         """Start the programs on the device of the arguments; nothing where there is nothing to do."""

@@ -18,7 +18,8 @@ from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_lo
 from .tiles import fused_tile
 
 
-@triton.jit
+# a grid of another size is no other kernel
+@triton.jit(do_not_specialize=["heads", "height", "width"])
 def global_affinity_kernel(
     q, k, w, lse, u,
     q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,

@@ -20,7 +20,8 @@ from .tiles import fused_tile
 FLOOR: tl.constexpr = tl.constexpr(MIN_WINDOW_MASS)
 
 
-@triton.jit
+# a grid of another size is no other kernel
+@triton.jit(do_not_specialize=["heads", "height", "width", "halo_blocks"])
 def local_affinity_kernel(
     q, k, w, lse, values,
     q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column,

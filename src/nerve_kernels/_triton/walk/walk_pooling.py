@@ -14,7 +14,8 @@ from nerve_kernels._triton.launch import Launch
 from .walk_step import label_block
 
 
-@triton.jit
+# a grid of another size is no other kernel
+@triton.jit(do_not_specialize=["height", "width", "cell_rows", "cell_columns"])
 def average_cells_kernel(
     p, pooled, labels, height, width, cell_rows, cell_columns,
     CELLS: tl.constexpr, SLOTS: tl.constexpr, ROUNDS: tl.constexpr, WIDEST: tl.constexpr, LABELS: tl.constexpr,

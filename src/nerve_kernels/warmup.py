@@ -1,0 +1,178 @@
+"""Triton's kernels compiled before the first call that needs them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import AffinityArguments
+from ._operators.checks import (
+    check_cells,
+    check_count,
+    check_flag,
+    check_grid,
+    check_number,
+    check_optional,
+    check_queries_and_keys,
+    check_scale,
+    check_tensor,
+    check_tokens,
+    check_type,
+    check_window,
+    refusal,
+)
+from ._triton import availability
+from .grids import Grid, default_cells
+
+MAX_JOBS = 8  # processes that compile by default; each imports torch
+STEPS = 3  # a first step, which reads the seeds, a middle one, and the last, which divides
+
+
+def warmup(
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    seeds: Tensor | None = None,
+    *,
+    grid: Grid,
+    window: int | Grid = 7,
+    cells: int | Grid | None = None,
+    scale: float | None = None,
+    beta: float = 0.5,
+    affinity_dtype: torch.dtype = torch.float32,
+    gradients: bool = False,
+    jobs: int | None = None,
+) -> int:
+    """Compile the Triton kernels that calls on such tensors need, so that the first of them does not wait.
+
+    A kernel takes 0.3 to 0.7 s to compile, once for each dtype, head size, window and cell, and stays in Triton's cache
+    on disk. Only shapes, dtypes and strides of the tensors count: they may be on the device "meta" and hold nothing.
+    Without a GPU, or without Triton, there is nothing to compile, and the arguments are checked all the same.
+
+    Args:
+        q: Queries (B, heads, N, d) such as :func:`attention_entropy`, :func:`attention_marginal`,
+            :func:`local_affinity` and :func:`global_affinity` will get; ``None`` leaves those out.
+        k: Keys (B, heads, N, d), like ``q``.
+        seeds: Seeds (B, N, C) such as :func:`random_walk` will get; ``None`` leaves the walk out.
+        grid: (H, W) with H·W = N.
+        window: Of the local affinity, an odd int or a pair of odd ints.
+        cells: Of the global affinity, an int or a pair; ``None`` means min(16, side) along each side.
+        scale: Factor of the scores; ``None`` means 1/√d.
+        beta: Share of the global affinity in the walk's, as in :func:`mix`; with 0 or 1 the walk has one part only.
+        affinity_dtype: What the walk's affinity is stored in.
+        gradients: Also the kernels of the walk's gradient.
+        jobs: Processes that compile; ``None`` means one for each processor, eight at most.
+
+    Returns:
+        How many kernels the calls need, compiled now or before; 0 without a GPU or Triton.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, named.
+        RuntimeError: where a kernel cannot be compiled, with what the compiler says.
+
+    Example:
+        >>> import torch, nerve_kernels as nk
+        >>> q = torch.empty(1, 8, 4096, 40, dtype=torch.float16, device="meta")
+        >>> seeds = torch.empty(1, 4096, 21, device="meta")
+        >>> kernels = nk.warmup(q, q, seeds, grid=(64, 64))
+        >>> kernels > 0 or "triton" not in nk.available_backends()
+        True
+    """
+    pair = check_grid("grid", grid)
+    if q is None and k is None and seeds is None:
+        raise ValueError(refusal("q, seeds", "tensors like those to come", None, "give q and k, seeds, or all three"))
+    if q is not None or k is not None:
+        check_queries_and_keys(q, k)
+        assert q is not None
+        assert k is not None
+        for name, tensor in (("q", q), ("k", k)):
+            check_tokens("grid", pair, tensor.shape[2], name)
+        _check_dtype("q", q.dtype)
+        if q.shape[3] > availability.MAX_HEAD_SIZE:
+            most = f"a head size up to {availability.MAX_HEAD_SIZE}"
+            raise ValueError(refusal("q", most, q.shape[3], "larger heads run on eager, which compiles nothing"))
+    if seeds is not None:
+        check_tensor("seeds", seeds, 3, "(B, N, C)")
+        check_tokens("grid", pair, seeds.shape[1], "seeds")
+        _check_dtype("seeds", seeds.dtype)
+    _check_dtype("affinity_dtype", check_type("affinity_dtype", affinity_dtype, torch.dtype))
+    sizes = pair, check_window(window, pair), default_cells(pair) if cells is None else check_cells(cells, pair)
+    share = check_number("beta", beta, low=0, high=1, wanted="in [0, 1]")
+    value = check_scale(scale, 1 if q is None else q.shape[3])
+    check_flag("gradients", gradients)
+    processes = check_optional(check_count, "jobs", jobs, low=1)
+    if availability.why_not_here() is not None:
+        return 0
+    like = [None if tensor is None else _like(tensor) for tensor in (q, k, seeds)]
+    planned = launches(*like, *sizes, value, share, affinity_dtype, gradients)
+    return _compile(planned, processes or min(MAX_JOBS, os.cpu_count() or 1))
+
+
+def _check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        wanted = "torch.float32, torch.float16 or torch.bfloat16"
+        raise ValueError(refusal(name, wanted, dtype, "float64 runs on eager, which compiles nothing"))
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def launches(
+    q: Tensor | None,
+    k: Tensor | None,
+    seeds: Tensor | None,
+    grid: Grid,
+    window: Grid,
+    cells: Grid,
+    scale: float,
+    beta: float,
+    affinity_dtype: torch.dtype,
+    gradients: bool,
+) -> list[Any]:
+    """The launches of every call on tensors without storage, in their order; none of them runs."""
+    from ._triton.launch import recording
+
+    def run(operation: str, *arguments: Any) -> Any:
+        return importlib.import_module(f"nerve_kernels._triton.{operation}").run(*arguments)
+
+    with recording() as planned:
+        if q is not None and k is not None:
+            entropy, lse = run("attention.attention_entropy", q, k, scale)
+            w = entropy.new_empty(entropy.shape[:2])
+            run("attention.attention_marginal", q, k, lse, scale)
+            run("attention.local_affinity", q, k, w, lse, list(grid), list(window), scale, True)
+            run("attention.global_affinity", q, k, w, lse, list(grid), list(cells), scale)
+        if seeds is not None:
+            tokens, device = seeds.shape[1], seeds.device
+            values, u = (
+                torch.empty((1, tokens, sides[0] * sides[1]), dtype=affinity_dtype, device=device)
+                for sides in (window, cells)
+            )
+            affinity = AffinityArguments(values, u, None, None, list(grid), list(window), list(cells), beta)
+            if beta == 0:
+                affinity = AffinityArguments(values, grid=list(grid), window=list(window))
+            elif beta == 1:
+                affinity = AffinityArguments(u=u, grid=list(grid), cells=list(cells))
+            run("walk.random_walk", seeds, affinity, 0.9, STEPS, True)
+            if gradients:
+                run("walk.random_walk_backward", seeds, seeds, affinity, 0.9, STEPS, True)
+    return planned
+
+
+def _compile(planned: list[Any], jobs: int) -> int:
+    """All kernels, first by processes to the cache on disk, from which this process then takes them."""
+    from ._triton import compilation
+
+    wanted = compilation.distinct(planned)
+    if jobs > 1 and len(wanted) > 1:
+        for result in compilation.compile_in_processes(wanted, compilation.current_target(), jobs):
+            if result["error"] is not None:
+                name = wanted[result["index"]].kernel.__name__
+                raise RuntimeError(f"warmup: {name} cannot be compiled: {result['error']}")
+    for launch in wanted:
+        compilation.compile_launch(launch)
+    return len(wanted)
