@@ -106,8 +106,7 @@ def warmup(
     processes = check_optional(check_count, "jobs", jobs, low=1)
     if availability.why_not_here() is not None:
         return 0
-    like = [None if tensor is None else _like(tensor) for tensor in (q, k, seeds)]
-    planned = launches(*like, *sizes, value, share, affinity_dtype, gradients)
+    planned = launches(_like(q), _like(k), _like(seeds), *sizes, value, share, affinity_dtype, gradients)
     return _compile(planned, processes or min(MAX_JOBS, os.cpu_count() or 1))
 
 
@@ -117,7 +116,9 @@ def _check_dtype(name: str, dtype: torch.dtype) -> None:
         raise ValueError(refusal(name, wanted, dtype, "float64 runs on eager, which compiles nothing"))
 
 
-def _like(tensor: Tensor) -> Tensor:
+def _like(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 

@@ -35,7 +35,9 @@ Target = tuple[str, int | str, int]
 
 def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
     """Signature, constants and attributes that Triton would derive when it runs this launch."""
-    signature, constants, attributes = {}, dict(launch.constants), {}
+    signature: dict[str, str] = {}
+    constants = dict(launch.constants)
+    attributes: dict[tuple[int, ...], Any] = {}
     for position, parameter in enumerate(launch.kernel.params):
         name = parameter.name
         if name in launch.constants:
@@ -80,7 +82,7 @@ def compile_launch(launch: Launch) -> Any:
 def compile_in_processes(launches: Sequence[Launch], target: Target, jobs: int) -> Iterator[dict[str, Any]]:
     """One result for each launch, as it comes: its ``index``, seconds, and ``error``, None where there was none."""
     jobs = max(1, min(jobs, len(launches)))
-    folders = os.pathsep.join([str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    folders = os.pathsep.join([str(PACKAGE_PARENT), *filter(None, sys.path)])  # kernels may be in other packages
     command = [sys.executable, "-m", __name__]
     with contextlib.ExitStack() as stack:
         processes = []
