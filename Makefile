@@ -69,7 +69,7 @@ web: $(VENV)/.stamp-web ## a page to play with, on this machine only
 
 test: $(VENV)/.stamp-dev ## all tests that need no GPU, and the examples in the docstrings
 	@echo "== tests and docstring examples, $(JOBS) processes of one thread each"
-	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) -m 'not gpu and not browser' \
+	@$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not gpu and not browser' \
 	  --doctest-modules src/nerve_kernels tests
 
 web-test: $(VENV)/.stamp-dev ## the page in a real Chromium (skips, and says so, where there is none)

@@ -20,6 +20,7 @@ from nerve_kernels._triton import availability
 from . import dispatch
 from .derivatives import call_gradient, call_under_transforms, refuse_tangents
 from .dispatch import Implementation
+from .vmap import fold_batch
 
 NAMESPACE = "nerve_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -144,7 +145,7 @@ class Operator:
         self.overload = _define(parsed, run, parsed.binding(fake))
         rule = None
         if vmap:
-            rule = _fold_batch(self, [parsed.names.index(tensor) for tensor in broadcasts])
+            rule = fold_batch(self, [parsed.names.index(tensor) for tensor in broadcasts])
             torch.library.register_vmap(self.overload, rule, lib=LIBRARY)
         self._call = self.overload
         if backward is not None:
@@ -265,42 +266,6 @@ def _differentiate(
 
     torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=LIBRARY)
     return call_under_transforms(forward.name, operator, setup_context, backward, vmap)
-
-
-def _fold_batch(operator: Function, broadcastable: Sequence[int]) -> Function:
-    """A ``vmap`` rule that folds the mapped dimension into each tensor's leading batch dimension.
-
-    ``broadcastable`` are the positions of arguments whose batch of 1 the operator itself broadcasts: where those are
-    not mapped they stay as they are, instead of being repeated.
-    """
-
-    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
-        size = info.batch_size
-        # a dimension that is not a tensor's (that of a list, say) stands for nothing
-        dims = [dim if isinstance(dim, int) else None for dim in in_dims]
-        moved = [_mapped_first(argument, dim, size) for argument, dim in zip(arguments, dims, strict=True)]
-        batch = max(argument.shape[1] for argument in moved if isinstance(argument, Tensor))
-        folded = []
-        for position, argument in enumerate(moved):
-            if not isinstance(argument, Tensor):
-                folded.append(argument)
-            elif position in broadcastable and dims[position] is None and argument.shape[1] == 1:
-                folded.append(arguments[position])
-            else:
-                folded.append(argument.expand(size, batch, *argument.shape[2:]).flatten(0, 1))
-        outputs = operator(*folded)
-        if isinstance(outputs, Tensor):
-            return outputs.unflatten(0, (size, -1)), 0
-        return tuple(output.unflatten(0, (size, -1)) for output in outputs), tuple(0 for _ in outputs)
-
-    return rule
-
-
-def _mapped_first(argument: Any, dim: int | None, size: int) -> Any:
-    """A tensor with its mapped dimension in front, repeated where it has none."""
-    if not isinstance(argument, Tensor):
-        return argument
-    return argument.unsqueeze(0).expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
 
 
 def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
