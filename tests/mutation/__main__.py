@@ -13,6 +13,7 @@ import difflib
 import json
 import queue
 import random
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,18 +32,19 @@ from .executed import (
     run_tests,
 )
 from .mutants import Mutant, mutants_of
-from .order import ORDER, in_order
+from .order import BROWSER, ORDER, in_order
 
 FOLDER = REPOSITORY / "build" / "mutants"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests said of a mutant."""
+    """What the tests said of a mutant, and the test that noticed it."""
 
     number: int
     mutant: Mutant
     outcome: str
+    noticed_by: str = ""
 
 
 def main() -> None:
@@ -60,7 +62,10 @@ def main() -> None:
     verdicts = []
     for verdict in judge(drawn, chosen, executed, options.jobs):
         where = f"{verdict.mutant.file}:{verdict.mutant.line}"
-        print(f"{verdict.number:3d}  {verdict.outcome:9s}  {verdict.mutant.operator:18s}  {where}", flush=True)
+        print(
+            f"{verdict.number:3d}  {verdict.outcome:9s}  {verdict.mutant.operator:18s}  {where}  {verdict.noticed_by}",
+            flush=True,
+        )
         verdicts.append(verdict)
     survivors = [verdict for verdict in verdicts if verdict.outcome == "survived"]
     for verdict in sorted(survivors, key=lambda verdict: verdict.number):
@@ -68,6 +73,8 @@ def main() -> None:
     caught = len(verdicts) - len(survivors)
     share = 100 * caught / max(1, len(verdicts))
     print(f"\n{caught} of {len(verdicts)} caught ({share:.1f} %), {len(survivors)} survived")
+    browser = sum(BROWSER in verdict.noticed_by for verdict in verdicts)
+    print(f"{browser} of them by tests in a browser alone")
     sys.exit(share < options.least)
 
 
@@ -99,7 +106,7 @@ def judge(drawn: list[Mutant], chosen: list[int], executed: dict[str, Executed],
     def one(number: int) -> Verdict:
         sources = copies.get()
         try:
-            return Verdict(number, drawn[number], _outcome(drawn[number], executed, sources))
+            return Verdict(number, drawn[number], *_outcome(drawn[number], executed, sources))
         finally:
             copies.put(sources)
 
@@ -107,7 +114,7 @@ def judge(drawn: list[Mutant], chosen: list[int], executed: dict[str, Executed],
         yield from pool.map(one, chosen)
 
 
-def _outcome(mutant: Mutant, executed: dict[str, Executed], sources: Path) -> str:
+def _outcome(mutant: Mutant, executed: dict[str, Executed], sources: Path) -> tuple[str, str]:
     area = Path(mutant.file).parts[1]
     path = sources / mutant.file
     source = path.read_text(encoding="utf-8")
@@ -117,8 +124,9 @@ def _outcome(mutant: Mutant, executed: dict[str, Executed], sources: Path) -> st
     limit = 120 + 4 * sum(executed[area].durations.values())
     path.write_text(mutant.applied(source), encoding="utf-8")
     try:
-        code, _ = run_tests(area_tests(area), sources, limit, **{ORDER: str(order)})
-        return {0: "survived", -1: "timed out"}.get(code, "caught")
+        code, printed = run_tests(area_tests(area), sources, limit, **{ORDER: str(order)})
+        noticed_by = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, flags=re.MULTILINE)
+        return {0: "survived", -1: "timed out"}.get(code, "caught"), noticed_by[1] if noticed_by else ""
     finally:
         path.write_text(source, encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """A plugin of pytest for the runs on mutants: which tests run first, and how long each one takes.
 
 Tests that execute the mutant's line come first, and of these the quick ones; all others follow, so that one process
-runs the whole area, once.
+runs the whole area, once. Those in a browser come last: what they catch is what no other test does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+BROWSER = "test_browser.py"
 ORDER, DURATIONS = "MUTATION_ORDER", "MUTATION_DURATIONS"  # variables that name files
 
 _seconds: defaultdict[str, float] = defaultdict(float)
@@ -39,11 +40,11 @@ def pytest_sessionfinish() -> None:
 
 
 def in_order(durations: dict[str, float], executing: list[str]) -> list[str]:
-    """All tests of an area: first those that execute a line, and of both kinds the quickest first.
+    """All tests of an area: first those that execute a line, and of both kinds the quickest first; browsers last.
 
     Example:
-        >>> in_order({"slow": 9.0, "quick": 0.1, "other": 0.0}, ["slow", "quick"])
-        ['quick', 'slow', 'other']
+        >>> in_order({"slow": 9.0, "quick": 0.1, "other": 0.0, "test_browser.py": 0.0}, ["slow", "quick"])
+        ['quick', 'slow', 'other', 'test_browser.py']
     """
     chosen = set(executing)
-    return sorted(durations, key=lambda name: (name not in chosen, durations[name], name))
+    return sorted(durations, key=lambda name: (BROWSER in name, name not in chosen, durations[name], name))
