@@ -29,6 +29,7 @@ from .executed import (
     area_tests,
     copy_of_sources,
     executed_lines,
+    preload,
     run_tests,
 )
 from .mutants import Mutant, mutants_of
@@ -51,6 +52,7 @@ def main() -> None:
     """Draw the mutants, run the tests on each, and say which survived."""
     options = _parser().parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
+    preload()
     executed = {}
     for area in options.areas:
         if (PACKAGE / area).is_dir() and (REPOSITORY / "tests" / area).is_dir():

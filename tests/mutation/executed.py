@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,24 @@ SECONDS_A_TEST = 360
 
 # A test that hangs is ended with its process, and so counts as one that noticed.
 PYTEST = [
-    sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line",
+    "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line",
     "-p", "tests.mutation.order",
     "-o", f"faulthandler_timeout={SECONDS_A_TEST}", "-o", "faulthandler_exit_on_timeout=true",
 ]  # fmt: skip
+
+
+SETTINGS = {
+    "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}  # fmt: skip
+# of a package that loads its parts when they are asked for, those that are asked for
+LIBRARIES = (
+    "pytest", "torch", "typer", "rich.progress", "PIL.Image", "hypothesis", "matplotlib.pyplot", "scipy.io",
+    "torchmetrics",
+    "gradio", "diffusers:AutoencoderKL", "diffusers:DDPMScheduler", "diffusers:UNet2DConditionModel",
+    "diffusers:PNDMScheduler", "transformers:CLIPModel", "transformers:CLIPTextModel", "transformers:CLIPTokenizer",
+    "transformers.models.clip.image_processing_pil_clip:CLIPImageProcessorPil",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,28 +66,57 @@ def area_tests(area: str) -> list[str]:
     return ["-m", "not gpu" if browser else "not gpu and not browser", f"tests/{area}"]
 
 
+def preload() -> None:
+    """Import what the areas' tests import besides the package, so that the forked runs need not do so again."""
+    os.environ.update(SETTINGS)
+    for name in LIBRARIES:
+        module, _, attribute = name.partition(":")
+        with contextlib.suppress(ImportError, AttributeError):
+            getattr(importlib.import_module(module), attribute or "__name__")
+    gc.freeze()  # collecting would copy what is shared
+
+
 def run_tests(arguments: list[str], sources: Path, limit: float, **variables: str) -> tuple[int, str]:
-    """Run pytest on a copy of the sources.
+    """Run pytest on a copy of the sources, in a forked process.
 
     Returns:
         Its exit code, or -1 when it took longer than `limit` seconds; and what it printed.
     """
-    environment = os.environ | {
-        "PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-    } | variables  # fmt: skip
-    with subprocess.Popen(
-        [*PYTEST, *arguments], cwd=REPOSITORY, env=environment, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        try:
-            printed, _ = process.communicate(timeout=limit)
-            return process.returncode, printed
-        except subprocess.TimeoutExpired:
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = _run_forked([*PYTEST, *arguments], sources, output.fileno(), variables)
+            finally:
+                os._exit(code)
+        end = time.monotonic() + limit
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.05)
+        # with everything that it has started, which may outlive it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if ended[0] == 0:
+            os.waitpid(child, 0)
             return -1, f"longer than {limit:.0f} s"
-        finally:
-            # with everything that it has started, which may outlive it
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        return abs(os.waitstatus_to_exitcode(ended[1])), output.read()
+
+
+def _run_forked(arguments: list[str], sources: Path, output: int, variables: dict[str, str]) -> int:
+    import pytest
+
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.chdir(REPOSITORY)
+    os.environ.update(SETTINGS | {"PYTHONPATH": str(sources)} | variables)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(sources))
+    assert not any(name.partition(".")[0] == "nerve_kernels" for name in sys.modules)
+    code = int(pytest.main(arguments))
+    sys.stdout.flush()
+    return code
 
 
 def copy_of_sources(folder: Path) -> Path:

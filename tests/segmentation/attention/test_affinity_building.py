@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import nerve_kernels as nk
-from nerve_kernels.segmentation import ImageFeatures
+from nerve_kernels.segmentation import ImageFeatures, NerveConfig
 from nerve_kernels.segmentation.attention import affinity_building
-from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder
+from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder, check_affinity_settings
 
 LABELS = "cat, dog|puppy, grass"
 OPERATIONS = ("attention_entropy", "attention_marginal", "head_weights", "local_affinity", "global_affinity")
@@ -102,3 +102,26 @@ def test_what_was_let_go_of_is_saved_all_the_same(pipeline, wide_image, tmp_path
 def test_no_layers_is_refused():
     with pytest.raises(ValueError, match="layers: expected the queries and keys of at least one layer, got none"):
         AffinityBuilder([])
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"window": 15, "cells": 4, "keep": 6}, None),
+        ({"window": (15, 15), "cells": (4, 4)}, None),
+        ({"window": 17}, "window: expected at most 15 on a grid of 8 tokens a side, got 17"),
+        ({"window": (3, 17)}, "window: expected at most 15 on a grid of 8 tokens a side, got 17"),
+        ({"cells": 5}, "cells: expected at most 4, the side of the coarsest chosen layer's grid, got 5"),
+        ({"cells": (1, 5)}, "cells: expected at most 4, the side of the coarsest chosen layer's grid, got 5"),
+        ({"keep": 7}, "keep: expected at most the 6 attention maps of the chosen layers and timesteps, got 7"),
+        ({"cells": None}, None),
+    ],
+)
+def test_windows_are_judged_on_the_finest_grid_and_cells_on_the_coarsest(settings, refused):
+    config = NerveConfig(**{"window": 3, "cells": 2, **settings})
+    for sides in ([4, 8], [8, 4]):
+        if refused is None:
+            check_affinity_settings(config, maps=6, sides=sides)
+        else:
+            with pytest.raises(ValueError, match=refused):
+                check_affinity_settings(config, maps=6, sides=sides)
