@@ -11,11 +11,20 @@ import argparse
 import os
 import sys
 
-from verification.checks import Check, module, path, program, python, run_all
+from verification.checks import ROOT, Check, module, path, program, python, run_all
 
 JOBS = os.environ.get("JOBS", "2")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+OLDEST_TRITON = "3.6.0"  # that pyproject.toml promises
+BUILD = ROOT / "build" / "verify"
+INTERPRETED = {"walk_ptx": "the walk's step", "kernels_ptx": "windows, gradients and averages"}
 EMULATED_TESTS = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", JOBS, "tests/verification/emulation")
+
+
+def with_oldest_triton(module: str, *options: str) -> list[str]:
+    """A module of verification, run with it."""
+    return python("-m", "verification.with_triton", OLDEST_TRITON, module, *options)
+
 
 CHECKS = (
     Check(
@@ -24,6 +33,23 @@ CHECKS = (
         rung="3",
         environment=ONE_THREAD,
         needs=(module("triton"),),
+    ),
+    Check(
+        f"the same kernels by Triton {OLDEST_TRITON}, which GPU images have",
+        with_oldest_triton(
+            "static_grid",
+            "--targets",
+            "sm_80",
+            "sm_90",
+            "--jobs",
+            JOBS,
+            "--out",
+            str(BUILD / "gpu_static.csv"),
+        ),
+        rung="3",
+        environment=ONE_THREAD,
+        needs=(module("triton"),),
+        optional=True,  # without network
     ),
     Check(
         "csrc/cpu against the reference: warnings are errors, AddressSanitizer and UBSan",
@@ -69,12 +95,26 @@ CHECKS = (
         needs=(module("ttsem"),),
         optional=True,
     ),
-    Check(
-        "Compiled PTX interpreted: races, bounds, bytes",
-        python("-m", "verification.walk_ptx"),
-        rung="7",
-        environment=ONE_THREAD,
-        needs=(path("verification/walk_ptx.py"),),
+    *(
+        Check(
+            f"Compiled PTX of {what} interpreted: races, bounds, results",
+            python("-m", f"verification.{name}"),
+            rung="7",
+            environment=ONE_THREAD,
+            needs=(path(f"verification/{name}.py"), module("triton")),
+        )
+        for name, what in INTERPRETED.items()
+    ),
+    *(
+        Check(
+            f"the same of {what} by Triton {OLDEST_TRITON}",
+            with_oldest_triton(name, "--out", str(BUILD / f"{name}.csv")),
+            rung="7",
+            environment=ONE_THREAD,
+            needs=(path(f"verification/{name}.py"), module("triton")),
+            optional=True,  # without network
+        )
+        for name, what in INTERPRETED.items()
     ),
 )
 
