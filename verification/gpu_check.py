@@ -96,9 +96,23 @@ def stages(folder: Path, architecture: str = "", *, prebuilt: bool = False) -> l
             for tool in ("memcheck", "racecheck")
         ),
         Check(
+            f"six kernels under ncu{why and ': planned'}{why}",
+            python("-m", "verification.six_kernels", *device, "--ncu", str(folder / "ncu.csv")),
+            needs=(module("triton"), *((program("ncu"),) if architecture else ())),
+            optional=True,
+            limit_seconds=20,
+        ),
+        Check(
             "what was measured, and the bars",
             python("-m", "benchmarks.gpu_bench", "--table", str(rows)),
             limit_seconds=10,
+        ),
+        Check(
+            f"sweep of tiles{why and ': planned, two compiled'}{why}",
+            python("-m", "verification.six_kernels", *device, "--sweep", str(folder / "sweep.csv")),
+            needs=(module("triton"),),
+            optional=True,
+            limit_seconds=20,
         ),
     ]
 
