@@ -12,10 +12,11 @@ import nerve_kernels as nk
 
 def main() -> int:
     """0 where all could be imported; a missing Triton is no fault of theirs."""
-    names = ["benchmarks.gpu_bench", "verification.small_shapes"]
+    names = ["benchmarks.gpu_bench", "verification.small_shapes", "verification.gpu_tests"]
     if importlib.util.find_spec("triton") is not None:
         import nerve_kernels._triton
 
+        names += ["verification.compile_kernels", "verification.six_kernels", "benchmarks.gpu_kernels"]
         names += [
             found.name for found in pkgutil.walk_packages(nerve_kernels._triton.__path__, "nerve_kernels._triton.")
         ]

@@ -22,7 +22,7 @@ from nerve_kernels._triton import availability
 def main() -> int:
     """1 where a kernel is wrong, or none ran."""
     # the kernels are compiled as for a GPU, and ttsem executes them wherever their tensors are
-    availability._against_device = lambda tensors: None
+    availability._why_not_on_device = lambda tensors: None
     ran, wrong = 0, 0
     for operation in OPERATIONS:
         if "triton" not in operation.backends:
