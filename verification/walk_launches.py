@@ -12,12 +12,13 @@ from verification.attention_launches import PRECISIONS
 
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import Launch
-from nerve_kernels._triton.walk.random_walk import WalkOperator
+from nerve_kernels._triton.walk.random_walk import WalkOperator, packed_operator
 from nerve_kernels._triton.walk.random_walk_backward import AdjointOperator
 from nerve_kernels._triton.walk.walk_gradients import plan_window_values
 from nerve_kernels._triton.walk.walk_pooling import plan_average, plan_division
+from nerve_kernels._triton.walk.walk_step import MAX_LABELS
 
-BETA, ALPHA = 0.5, 0.8
+BETA, ALPHA, STEPS = 0.5, 0.8, 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class WalkSize:
         """(1, N, C) float32."""
         return _empty(1, math.prod(self.grid), self.labels)
 
-    def operator(self, dtype: torch.dtype) -> WalkOperator:
+    def affinity(self, dtype: torch.dtype) -> AffinityArguments:
         """S with weights of ``dtype``."""
         tokens = math.prod(self.grid)
         values = u = dense = None
@@ -45,7 +46,11 @@ class WalkSize:
         if self.kind == "dense":
             dense = _empty(1, tokens, tokens, dtype=dtype)
         sizes = list(self.grid), list(self.window), list(self.cells)
-        return WalkOperator(AffinityArguments(values, u, None, dense, *sizes, BETA), ALPHA, self.seeds())
+        return AffinityArguments(values, u, None, dense, *sizes, BETA)
+
+    def operator(self, dtype: torch.dtype) -> WalkOperator:
+        """S as it is."""
+        return WalkOperator(self.affinity(dtype), ALPHA, self.seeds())
 
 
 SIZES = {
@@ -76,6 +81,23 @@ def step_launch(size: WalkSize, operator: WalkOperator, *, last: bool = False) -
     return operator.step.plan(p, pooled, seeds, torch.empty_like(p), pooled_out, normalize=last)
 
 
+def packed_launches(size: WalkSize, dtype: torch.dtype) -> dict[str, Launch]:
+    """Where S is packed: "pack", and the walk's "first" launch, "step" and "last" step."""
+    seeds = size.seeds()
+    operator = packed_operator(seeds, size.affinity(dtype), ALPHA, STEPS)
+    if operator is None:
+        return {}
+    step = operator.step
+    state = _empty(*step.state_size(), dtype=step.terms.state)
+    restart, divides = _empty(*step.restart_size()), size.labels <= MAX_LABELS
+    return {
+        "pack": operator.packing,
+        "first": step.plan(seeds, restart, state, seeds, part="first"),
+        "step": step.plan(state, restart, torch.empty_like(state), seeds),
+        "last": step.plan(state, restart, state, torch.empty_like(seeds), part="last", normalize=divides),
+    }
+
+
 def adjoint_launch(size: WalkSize, operator: WalkOperator) -> Launch:
     """A step of the adjoint walk."""
     adjoint = size.seeds()
@@ -91,8 +113,11 @@ def walk_launches(precision: str) -> dict[str, list[Launch]]:
         for mark, size in SIZES.items():
             operator = size.operator(dtype)
             found[f"random_walk{mark}"] = [step_launch(size, operator)]
-            if size.labels <= 64:
+            if size.labels <= MAX_LABELS:
                 found[f"random_walk{mark}"].append(step_launch(size, operator, last=True))
+            packed = packed_launches(size, dtype)
+            if packed:
+                found[f"random_walk, packed{mark}"] = list(packed.values())
             if size.kind != "cells":  # whose adjoint multiplies nothing
                 found[f"random_walk_backward{mark}"] = [adjoint_launch(size, operator)]
             if dtype == torch.float32 and operator.values is not None:

@@ -17,9 +17,10 @@ HERE = Path(__file__).parent
 NUMPY_WARNINGS = "ignore:::triton.runtime.interpreter"  # NaN and log 0, where tests ask for them
 
 
-@pytest.mark.parametrize(
-    "file", ["interpreted_kernels.py", "interpreted_mutants.py", "interpreted_walk.py", "interpreted_walk_mutants.py"]
-)
+FILES = ["kernels", "mutants", "walk", "walk_mutants", "packed_walk"]
+
+
+@pytest.mark.parametrize("file", [f"interpreted_{name}.py" for name in FILES])
 def test_in_the_interpreter(file):
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", NUMPY_WARNINGS, str(HERE / file)],

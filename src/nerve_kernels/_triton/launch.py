@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+from nerve_kernels.environment import interpreting_triton
 
 VECTOR_BYTES = 16  # the widest load of one thread
 SLICE = 32
@@ -57,13 +59,47 @@ class Launch:
         """Start the programs on the device of the arguments; nothing where there is nothing to do."""
         if self.programs == 0:
             return
-        device = next(item.device for item in self.arguments.values() if isinstance(item, Tensor))
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with on_device(next(item for item in self.arguments.values() if isinstance(item, Tensor))):
             self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options())
+
+    def prepared(self, *changing: str) -> Callable[..., None]:
+        """What starts the programs on the current device with other tensors in the place of ``changing``, in order.
+
+        Triton binds arguments and finds the compiled kernel once, here. So other tensors must be like those of the
+        launch: of their dtype, and at addresses that are multiples of 16, as torch allocates them.
+        """
+        if self.programs == 0:
+            return lambda *tensors: None
+        if interpreting_triton():
+            return lambda *tensors: replace(
+                self, arguments=self.arguments | dict(zip(changing, tensors, strict=True))
+            ).run()
+        grid = (self.programs, 1, 1)
+        start = self.kernel.warmup(grid=grid, **self.arguments, **self.constants, **self.options())[grid]
+        values = self.arguments | self.constants
+        # addresses: from a tensor Triton's launcher would ask for its address and, the driver, whether it is one
+        bound = [_address(values[name]) for name in self.kernel.arg_names]
+        places = [self.kernel.arg_names.index(name) for name in changing]
+
+        def run(*tensors: Tensor) -> None:
+            for place, tensor in zip(places, tensors, strict=True):
+                bound[place] = tensor.data_ptr()
+            start(*bound)
+
+        return run
 
     def options(self) -> dict[str, Any]:
         """How the kernel is compiled; multiplications and additions are fused, whatever Triton's default is."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the tensor's device the current one."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+
+
+def _address(value: Any) -> Any:
+    return value.data_ptr() if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,26 @@ one program. Explicit factors take T = Vᵀ P from cuBLAS. P and T are float32, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from nerve_kernels._arguments import AffinityArguments
+from nerve_kernels._triton.launch import on_device
 
+from .packed_step import PackedStep
+from .packing import PackedLayout, Terms, packed_layout, plan_packing
 from .walk_pooling import plan_average, plan_division
 from .walk_step import MAX_LABELS, MAX_SLOTS, Step, tiling
+
+
+def even_cell(grid: Sequence[int], cells: Sequence[int]) -> tuple[int, int] | None:
+    """The tokens of a cell along y and x, where all cells are alike and small enough for one program."""
+    (height, width), (rows, columns) = grid, cells
+    if height % rows or width % columns or height * width > MAX_SLOTS * rows * columns:
+        return None
+    return height // rows, width // columns
 
 
 class WalkOperator:
@@ -32,7 +45,7 @@ class WalkOperator:
         self.local_share = alpha * (1.0 - beta if u is not None else 1.0)
         self.has_cells = u is not None and v is None
         self.cells_are_tokens = self.has_cells and self.cells == self.grid
-        cell = self._even_cell()
+        cell = even_cell(self.grid, self.cells) if self.has_cells and not self.cells_are_tokens else None
         self.pools_itself = cell is not None
         self.tiling = tiling(self.grid, cell, self.batch * self.labels)
         self.step = Step(
@@ -44,15 +57,7 @@ class WalkOperator:
             u=self.u if dense is None else dense,
             values=self.values,
         )
-
-    def _even_cell(self) -> tuple[int, int] | None:
-        """The tokens of a cell along y and x, where all cells are alike and small enough for one program."""
-        if not self.has_cells or self.cells_are_tokens:
-            return None
-        (height, width), (rows, columns) = self.grid, self.cells
-        if height % rows or width % columns or height * width > MAX_SLOTS * rows * columns:
-            return None
-        return height // rows, width // columns
+        self._start: Callable[..., None] | None = None
 
     def pool(self, p: Tensor) -> Tensor | None:
         """T of P, which a step reads beside it: averages over cells, Vᵀ P, or P itself."""
@@ -73,39 +78,102 @@ class WalkOperator:
     def _device(self) -> torch.device:
         return next(part.device for part in (self.values, self.u, self.dense) if part is not None)
 
-    def advance(
-        self, p: Tensor, pooled: Tensor | None, seeds: Tensor, out: Tensor, *, last: bool, normalize: bool = False
-    ) -> Tensor | None:
-        """Write the next P to ``out`` and return its T; the last step of a walk needs none."""
-        if not self.pools_itself or last:
-            self.step.plan(p, pooled, seeds, out, normalize=normalize).run()
-            return None if last else self.pool(out)
-        pooled_out = self._empty_pooled()
-        self.step.plan(p, pooled, seeds, out, pooled_out).run()
-        return pooled_out
+    def steps(
+        self, p: Tensor, seeds: Tensor, buffers: tuple[Tensor, Tensor], out: Tensor, steps: int, normalize: bool
+    ) -> None:
+        """All steps from ``p``: to ``buffers`` in turn, and the last to ``out``."""
+        pooled = self.pool(p)
+        pools = (self._empty_pooled(), self._empty_pooled()) if self.pools_itself else (None, None)
+        for step in range(1, steps):
+            target, pooled_out = buffers[(steps - step) % 2], pools[step % 2]
+            self._advance(p, pooled, seeds, target, pooled_out)
+            p, pooled = target, pooled_out if self.pools_itself else self.pool(target)
+        self.step.plan(p, pooled, seeds, out, normalize=normalize).run()
+
+    def following(self, p: Tensor, seeds: Tensor) -> Tensor:
+        """The P after ``p``, by itself."""
+        out = torch.empty(p.shape, dtype=torch.float32, device=p.device)
+        self._advance(p, self.pool(p), seeds, out, None)
+        return out
+
+    def _advance(self, p: Tensor, pooled: Tensor | None, seeds: Tensor, out: Tensor, pooled_out: Tensor | None) -> None:
+        """One step, planned by the first that starts from no seeds: those may have another dtype, and any address."""
+        if p is seeds:
+            self.step.plan(p, pooled, seeds, out, pooled_out).run()
+            return
+        buffers = {"p": p, "pooled": pooled, "out": out, "pooled_out": pooled_out}
+        there = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        if self._start is None:
+            self._start = self.step.plan(p, pooled, seeds, out, pooled_out).prepared(*there)
+        self._start(*there.values())
+
+
+class PackedOperator:
+    """S as a packed affinity, and the launches of a walk over it."""
+
+    def __init__(
+        self, seeds: Tensor, affinity: AffinityArguments, alpha: float, layout: PackedLayout, terms: Terms
+    ) -> None:
+        values, u, beta = affinity.values, affinity.u, affinity.beta
+        batches = max(part.shape[0] for part in (values, u) if part is not None)
+        size = batches, layout.tiling.tiles(layout.grid), layout.blocks, layout.tile_slots, layout.columns
+        global_share = alpha * (beta if values is not None else 1.0)
+        local_share = alpha * (1.0 - beta if u is not None else 1.0)
+        packed = torch.empty(size, dtype=terms.weights, device=seeds.device)
+        self.packing = plan_packing(None if values is None else values.contiguous(), u, layout, packed, terms)
+        shares = (1.0 - alpha, global_share, local_share)
+        self.step = PackedStep(layout, terms, shares, packed, seeds.shape[0], seeds.shape[2])
+
+    def run(self, seeds: Tensor, out: Tensor, steps: int, normalize: bool) -> None:
+        """All steps, to ``out``; with ``normalize``, where one program has all labels, rows divided by their sums."""
+        step = self.step
+        states = torch.zeros((2, *step.state_size()), dtype=step.terms.state, device=seeds.device).unbind()
+        restart = torch.empty(step.restart_size(), dtype=torch.float32, device=seeds.device)
+        self.packing.run()
+        step.plan(seeds, restart, states[0], out, part="first").run()
+        advance = step.plan(states[0], restart, states[1], out).prepared("x", "x_out")
+        for index in range(steps - 1):
+            advance(states[index % 2], states[(index + 1) % 2])
+        step.plan(states[(steps - 1) % 2], restart, states[0], out, part="last", normalize=normalize).run()
+
+
+def packed_operator(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int) -> PackedOperator | None:
+    """The operator on a packed affinity, where that is how the walk goes."""
+    values, u, v, dense, grid, window, cells, _ = affinity
+    if dense is not None or v is not None or (cells == grid and u is not None):
+        return None
+    parts = [part for part in (values, u) if part is not None]
+    terms = Terms.of(parts, seeds)
+    cell = None if u is None else even_cell(grid, cells)
+    window, cells = (None if part is None else list(sizes) for part, sizes in ((values, window), (u, cells)))
+    batches = max(part.shape[0] for part in parts)
+    layout = packed_layout(seeds, list(grid), window, cells, cell, terms, batches, steps)
+    return None if layout is None else PackedOperator(seeds, affinity, alpha, layout, terms)
 
 
 def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool) -> Tensor:
     """All steps, in the seeds' dtype."""
     seeds = seeds.contiguous()
     out = torch.empty(seeds.shape, dtype=seeds.dtype, device=seeds.device)
+    if seeds.numel() == 0:
+        return out
     if steps == 0:
         if normalize:
             plan_division(seeds, out).run()
         else:
             out.copy_(seeds)
         return out
-    operator = WalkOperator(affinity, alpha, seeds)
-    # the result is one of the two buffers that alternate, where it can hold float32
+    # a float32 result is one of the two buffers that alternate, and holds what rows are divided of
     wide = out if seeds.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32, device=out.device)
-    buffers = (wide, torch.empty_like(wide) if steps > 1 else wide)
     divides_itself = normalize and seeds.shape[2] <= MAX_LABELS
-    p, pooled = seeds, operator.pool(seeds)
-    for step in range(1, steps + 1):
-        last = step == steps
-        target = out if last and (divides_itself or not normalize) else buffers[(steps - step) % 2]
-        pooled = operator.advance(p, pooled, seeds, target, last=last, normalize=last and divides_itself)
-        p = target
-    if normalize and not divides_itself:
-        plan_division(p, out).run()
+    last = out if divides_itself or not normalize else wide
+    with on_device(seeds):
+        packed = packed_operator(seeds, affinity, alpha, steps)
+        if packed is not None:
+            packed.run(seeds, last, steps, divides_itself)
+        else:
+            buffers = (wide, torch.empty_like(wide) if steps > 1 else wide)
+            WalkOperator(affinity, alpha, seeds).steps(seeds, seeds, buffers, last, steps, divides_itself)
+        if last is not out or (normalize and not divides_itself):
+            plan_division(last, out).run()
     return out

@@ -8,11 +8,13 @@ that kernel. Gradients of U, V and a dense S are plain products of rank C, from 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from nerve_kernels._arguments import AffinityArguments
+from nerve_kernels._triton.launch import on_device
 
 from .random_walk import WalkOperator
 from .walk_gradients import plan_window_values
@@ -42,6 +44,7 @@ class AdjointOperator:
             None if part is None else torch.zeros(part.shape, dtype=torch.float32, device=part.device)
             for part in (values, u, v, dense)
         )
+        self._start: Callable[..., None] | None = None
 
     def collect(self, adjoint: Tensor, p: Tensor, pooled: Tensor | None) -> None:
         """Add the gradients of one step, ⟨λ, S P⟩; ``pooled`` is T of P."""
@@ -60,7 +63,9 @@ class AdjointOperator:
         """α Sᵀ λ."""
         pooled = adjoint if self.u is None else self.u.transpose(-1, -2) @ adjoint
         out = torch.empty_like(adjoint)
-        self.step.plan(adjoint, pooled, None, out).run()
+        if self._start is None:
+            self._start = self.step.plan(adjoint, pooled, None, out).prepared("p", "pooled", "out")
+        self._start(adjoint, pooled, out)
         return out
 
 
@@ -88,14 +93,20 @@ def run(
 
     P is recomputed in segments of √L steps from √L checkpoints: 2 √L copies of P are held instead of L.
     """
-    seeds, adjoint = seeds.contiguous(), grad.float().contiguous()
+    with on_device(seeds):
+        return _run(grad, seeds, affinity, alpha, steps, normalize)
+
+
+def _run(
+    grad: Tensor, seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
+) -> tuple[Tensor | None, ...]:
+    # copies, which lie at multiples of 16 bytes: launches are planned once for all steps
+    seeds, adjoint = seeds.contiguous(), grad.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     forward = WalkOperator(affinity, alpha, seeds)
     backward = AdjointOperator(forward)
 
     def following(p: Tensor) -> Tensor:
-        out = torch.empty(p.shape, dtype=torch.float32, device=p.device)
-        forward.advance(p, forward.pool(p), seeds, out, last=True)
-        return out
+        return forward.following(p, seeds)
 
     segment = max(1, math.isqrt(steps))
     checkpoints = [seeds]

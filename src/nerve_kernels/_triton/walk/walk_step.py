@@ -242,8 +242,8 @@ class Step:
             batch * self.tiling.tiles(self.grid) * triton.cdiv(labels, block),
             {"p": p, "seeds": p if seeds is None else seeds, "u": u, "values": values, "out": out}
             | {"pooled": p if pooled is None else pooled, "pooled_out": out if pooled_out is None else pooled_out}
-            | {"p_batch": _batch_stride(p), "pooled_batch": 0 if pooled is None else _batch_stride(pooled)}
-            | {"values_batch": _batch_stride(values), **strides, "u_batch": strides["u_batch"] if u.shape[0] > 1 else 0}
+            | {"p_batch": batch_stride(p), "pooled_batch": 0 if pooled is None else batch_stride(pooled)}
+            | {"values_batch": batch_stride(values), **strides, "u_batch": strides["u_batch"] if u.shape[0] > 1 else 0}
             | {"label_units": labels // align, "ranks": 0 if self.u is None else self.u.shape[2]}
             | {"height": self.grid[0], "width": self.grid[1]}
             | {"cell_rows": self.cells[0], "cell_columns": self.cells[1]}
@@ -290,7 +290,7 @@ def _blocks(weights: list[Tensor], tiling: Tiling, labels: int) -> tuple[int, in
     return inner, inner, 8, 2
 
 
-def _batch_stride(tensor: Tensor) -> int:
+def batch_stride(tensor: Tensor) -> int:
     """0 where one serves all of the batch."""
     return tensor.stride(0) if tensor.shape[0] > 1 else 0
 

@@ -1,0 +1,76 @@
+"""Counts the instructions of a compiled kernel, loop by loop, out of the machine code of an NVIDIA GPU.
+
+A program's warp instructions are those outside of loops, and those of each loop times how often it is gone through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# four schedulers a multiprocessor, one warp instruction a cycle each: an H100
+SCHEDULERS, CLOCK_GHZ = 4 * 132, 1.755
+
+
+@dataclass
+class Loop:
+    """Instructions between a label and a branch back to it, without those of the loops inside."""
+
+    opcodes: Counter[str] = field(default_factory=Counter)
+    loops: list[Loop] = field(default_factory=list)
+
+    def count(self, trips: Sequence[int]) -> int:
+        """Instructions of one warp; ``trips`` are those of all loops, in the order of their labels."""
+        total, _ = self._count(list(trips))
+        return total
+
+    def _count(self, trips: list[int]) -> tuple[int, list[int]]:
+        total = self.opcodes.total()
+        for loop in self.loops:
+            if not trips:
+                raise ValueError(f"trips: expected a number for each of the loops, found {self.shape()}")
+            times, *trips = trips
+            inside, trips = loop._count(trips)
+            total += times * inside
+        return total, trips
+
+    def shape(self) -> list[int]:
+        """Instructions of each loop, in the order of their labels."""
+        return [size for loop in self.loops for size in (loop.opcodes.total(), *loop.shape())]
+
+
+def loops_of(sass: str) -> Loop:
+    """The loops of one kernel, as ``nvdisasm -c`` prints it."""
+    labels: dict[str, int] = {}
+    instructions: list[tuple[str, str | None]] = []
+    for line in sass.splitlines():
+        if match := re.match(r"\s*(\.L_x?_?\w+):", line):
+            labels[match[1]] = len(instructions)
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*);", line):
+            target = re.search(r"`\((\.L_\w+)\)", match[2]) if match[1].startswith("BRA") else None
+            instructions.append((match[1].split(".")[0], target[1] if target else None))
+    # the kernel ends with a branch to itself, for ever
+    backward: dict[int, int] = {}
+    for at, (_, label) in enumerate(instructions):
+        if label is not None and labels[label] < at:
+            backward[labels[label]] = max(at, backward.get(labels[label], 0))
+    whole = Loop()
+    opened: list[tuple[int, Loop]] = [(len(instructions), whole)]
+    for at, (opcode, label) in enumerate(instructions):
+        if label is not None and labels[label] == at:
+            break
+        if at in backward:
+            loop = Loop()
+            opened[-1][1].loops.append(loop)
+            opened.append((backward[at], loop))
+        opened[-1][1].opcodes[opcode] += 1
+        while opened[-1][0] == at:
+            opened.pop()
+    return whole
+
+
+def issue_microseconds(warp_instructions: float) -> float:
+    """The least time in which an H100 can issue so many."""
+    return warp_instructions / (SCHEDULERS * CLOCK_GHZ * 1e3)
