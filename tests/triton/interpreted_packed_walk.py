@@ -16,7 +16,7 @@ from nerve_kernels._triton.walk import random_walk as triton_walk
 from nerve_kernels._triton.walk.packed_step import PackedStep
 from nerve_kernels._triton.walk.walk_step import Step
 
-EVEN = {"grid": (12, 20), "window": (5, 7), "cells": (6, 10), "steps": 4}
+EVEN = {"grid": (12, 12), "window": (3, 5), "cells": (6, 6), "steps": 3}
 
 
 @pytest.fixture
@@ -33,18 +33,18 @@ def launched(monkeypatch):
     [
         EVEN,
         {**EVEN, "kind": "local", "labels": 70},
-        {**EVEN, "kind": "cells", "cells": (6, 10)},
+        {**EVEN, "kind": "cells", "steps": 4},
         {**EVEN, "dtype": torch.float16, "batch": 2, "affinity_batch": 2, "labels": 33},
         {**EVEN, "seeds_dtype": torch.float16, "batch": 2, "labels": 70},
         {**EVEN, "seeds_dtype": torch.float16, "normalize": False},
         {**EVEN, "labels": 1, "normalize": False},
-        {**EVEN, "steps": 3, "labels": 16},
+        {"grid": (12, 20), "window": (5, 7), "cells": (6, 10), "steps": 4, "labels": 16},
         {"grid": (10, 22), "window": (1, 1), "kind": "local", "steps": 3},
         {"grid": (15, 32), "window": (3, 9), "cells": (3, 4), "steps": 3},  # 40 tokens of a cell in 64 slots
         {"grid": (24, 16), "window": (3, 3), "cells": (3, 2), "steps": 3},  # a cell is a tile
-        {"grid": (20, 24), "window": (3, 31), "cells": (5, 6), "steps": 3},  # halos wider than a block
+        {"grid": (12, 16), "window": (1, 31), "cells": (3, 4), "steps": 3},  # halos wider than a block
         {"grid": (1, 40), "window": (1, 3), "cells": (1, 10), "steps": 3},
-        {"grid": (18, 4), "window": (35, 7), "kind": "local", "steps": 3},
+        {"grid": (10, 4), "window": (19, 7), "kind": "local", "steps": 3},
     ],
     ids=str,
 )
@@ -59,7 +59,7 @@ def test_walks(options, launched):
     "options",
     [
         {**EVEN, "steps": packing.MIN_PACKED_STEPS - 1},
-        {**EVEN, "cells": (5, 7)},  # uneven
+        {**EVEN, "cells": (5, 6)},  # uneven
         {**EVEN, "grid": (12, 27), "cells": (4, 3)},  # a tile is 9 tokens wide
         {"grid": (26, 28), "cells": (2, 2), "steps": 3},  # 182 tokens of a cell
         {"grid": (4, 6), "cells": (4, 6), "steps": 3},  # cells of a token
@@ -96,9 +96,9 @@ def test_launches_are_planned_once_a_walk(monkeypatch):
 
     for kind in (Step, PackedStep):
         monkeypatch.setattr(kind, "plan", counted(kind.plan))
-    for options in (EVEN, {**EVEN, "cells": (5, 7)}, {**EVEN, "kind": "factors"}):
+    for options in (EVEN, {**EVEN, "cells": (5, 6)}, {**EVEN, "kind": "factors"}):
         counts = []
-        for steps in (5, 9):
+        for steps in (4, 6):
             planned.clear()
             random_walk(triton_walk.run, **{**options, "steps": steps})
             counts.append(len(planned))

@@ -26,7 +26,8 @@ MUTANTS = {
     ),
     "buffers of P are not swapped": ("random_walk", "random_walk", "buffers[(steps - step) % 2]", "buffers[0]", {}),
     "buffers of T are not swapped": (
-        "random_walk", "random_walk", "pooled_out = self._empty_pooled()", "pooled_out = pooled", {},
+        "random_walk", "random_walk", "pools[step % 2]", "pools[0]",
+        {"grid": (4, 45), "cells": (1, 5), "steps": 4},
     ),
     "the restart is skipped": ("random_walk", "walk_step", "if RESTART:", "if False:", SMALL),
     "the last block of cells is forgotten": (

@@ -102,6 +102,8 @@ $done:
     [
         ("bfe.s32 %r3, %r1, 1, 2", lambda t: [(0, 1, -2, -1)[t >> 1 & 3]][0]),
         ("bfe.u32 %r3, %r1, 1, 2", lambda t: t >> 1 & 3),
+        ("prmt.b32 %r3, %r1, 0, 0x7701U", lambda t: t << 8),
+        ("prmt.b32 %r3, 128, %r1, 0x8888", lambda t: -1),
         ("mul.hi.u32 %r3, %r1, 0x80000000", lambda t: t >> 1),
         ("div.s32 %r3, -7, 2", lambda t: -3),
         ("rem.s32 %r3, -7, 2", lambda t: -1),

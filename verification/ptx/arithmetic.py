@@ -127,6 +127,19 @@ def extract_bits(program: Program, instruction: Instruction, mask: Mask) -> None
     program.write(d, field.astype("i4"), mask)
 
 
+def permute(program: Program, instruction: Instruction, mask: Mask) -> None:
+    """``prmt.b32 d, a, b, selectors``: four of the eight bytes of a and b, or the sign of one in all its bits."""
+    d, *sources = instruction.operands
+    a, b, selectors = (program.read(source.rstrip("U"), "b32").astype(np.uint64) for source in sources)
+    both, value = a | (b << np.uint64(32)), np.zeros(program.threads, np.uint64)
+    for position in range(4):
+        selector = (selectors >> np.uint64(4 * position)) & np.uint64(15)
+        byte = (both >> (np.uint64(8) * (selector & np.uint64(7)))) & np.uint64(255)
+        sign = np.where(byte >= 128, np.uint64(255), np.uint64(0))
+        value |= np.where(selector >= 8, sign, byte) << np.uint64(8 * position)
+    program.write(d, value.astype(np.uint32), mask)
+
+
 def compare(program: Program, instruction: Instruction, mask: Mask) -> None:
     """``setp.comparison.type p, a, b``."""
     kind = instruction.opcode[-1]
@@ -214,6 +227,7 @@ HANDLERS = {
     **dict.fromkeys(("shl", "shr"), shift),
     **dict.fromkeys(("mov", "cvta"), move),
     "bfe": extract_bits,
+    "prmt": permute,
     "setp": compare,
     "selp": select,
     "cvt": convert,

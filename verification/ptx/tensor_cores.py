@@ -18,7 +18,7 @@ Matrices = NDArray[np.float32]
 
 
 def multiply(program: Program, instruction: Instruction, mask: Mask) -> None:
-    """Shapes m16n8k16 of float16 or bfloat16 and m16n8k8 of TF32, sums in float32."""
+    """Shapes m16n8k16 of float16 or bfloat16 and m16n8k8 of TF32; sums are cut to float32, towards zero, as GPUs do."""
     shape, kinds = instruction.opcode[3], instruction.opcode[6:]
     if instruction.opcode[4:6] != ("row", "col") or (kinds[0], kinds[-1]) != ("f32", "f32"):
         raise PtxError(f"line {instruction.line}: unknown instruction {instruction.text}")
@@ -34,10 +34,17 @@ def multiply(program: Program, instruction: Instruction, mask: Mask) -> None:
     for register, name in enumerate(c):
         rows, columns = GROUP + 8 * (register // 2), MEMBER * 2 + register % 2
         sums[:, rows, columns] = program.read(name, "f32").reshape(-1, 32)
-    sums[warps] += left[warps] @ right[warps]
+    exact = sums[warps] + left[warps].astype(np.float64) @ right[warps].astype(np.float64)
+    sums[warps] = towards_zero(exact)
     for register, name in enumerate(d):
         rows, columns = GROUP + 8 * (register // 2), MEMBER * 2 + register % 2
         program.write(name, sums[:, rows, columns].reshape(-1), mask)
+
+
+def towards_zero(exact: NDArray[np.float64]) -> Matrices:
+    """float32 of the upper bits, the others cut off."""
+    nearest = exact.astype(np.float32)
+    return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
 
 
 def _of_two_bytes(program: Program, a: tuple[str, ...], b: tuple[str, ...], kind: str) -> tuple[Matrices, Matrices]:

@@ -145,9 +145,17 @@ def packed_operator(seeds: Tensor, affinity: AffinityArguments, alpha: float, st
     parts = [part for part in (values, u) if part is not None]
     terms = Terms.of(parts, seeds)
     cell = None if u is None else even_cell(grid, cells)
-    window, cells = (None if part is None else list(sizes) for part, sizes in ((values, window), (u, cells)))
     batches = max(part.shape[0] for part in parts)
-    layout = packed_layout(seeds, list(grid), window, cells, cell, terms, batches, steps)
+    layout = packed_layout(
+        seeds,
+        list(grid),
+        None if values is None else list(window),
+        None if u is None else list(cells),
+        cell,
+        terms,
+        batches,
+        steps,
+    )
     return None if layout is None else PackedOperator(seeds, affinity, alpha, layout, terms)
 
 
