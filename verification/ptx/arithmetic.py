@@ -196,6 +196,9 @@ def convert(program: Program, instruction: Instruction, mask: Mask) -> None:
     if target in ("bf16x2", "f16x2"):
         high, low = (to_bfloat16(value) if target == "bf16x2" else value.astype("f2").view("u2") for value in values)
         program.write(d, low.astype("u4") | (high.astype("u4") << np.uint32(16)), mask)
+    elif target == "tf32":  # to the nearest, ties away from zero
+        rounded = (values[0].view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+        program.write(d, np.where(np.isfinite(values[0]), rounded, values[0].view(np.uint32)), mask)
     elif target == "bf16":
         program.write(d, to_bfloat16(values[0].astype("f4")), mask)
     else:

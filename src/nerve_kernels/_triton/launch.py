@@ -148,6 +148,13 @@ def dot_precision(tensor: Tensor) -> str:
     return "tf32" if allowed and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+def score_precision(q: Tensor) -> str:
+    """``dot_precision``, with exact products of float32 in three TF32 terms where NVIDIA's tensor cores take those."""
+    precision = dot_precision(q)
+    exact = precision == "ieee" and q.dtype == torch.float32 and torch.version.hip is None
+    return "tf32x3" if exact and q.shape[-1] <= 48 else precision
+
+
 def matrix_strides(**matrices: Tensor) -> tuple[dict[str, int], dict[str, int]]:
     """Strides of (batch, head, row, column) tensors, as arguments ``<name>_batch`` … and constants ``<name>_align``.
 

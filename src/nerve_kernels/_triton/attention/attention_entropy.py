@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    HeadSplit,
+    Launch,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+    score_precision,
+)
 
 from .tiles import LN_2, LOG2_E, load_columns
 
@@ -88,7 +95,7 @@ def plan(q: Tensor, k: Tensor, scale: float, entropy: Tensor, lse: Tensor) -> La
         {"q": q, "k": k, "entropy": entropy, "lse": lse, **strides}
         | {"heads": heads, "queries": queries, "keys": k.shape[2], "scale": max(abs(scale), MIN_SCALE)},
         aligned
-        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": dot_precision(q)}
+        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": score_precision(q)}
         | {"ROWS": rows, "KEYS": keys, "MASK_KEYS": k.shape[2] % keys != 0, "NEGATE": scale < 0},
         warps,
         stages,
@@ -99,6 +106,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages."""
     if is_low_precision(q):
         return (128, 64, 4, 3) if q.shape[3] <= 64 else (64, 64, 4, 2)
+    if score_precision(q) == "tf32x3":
+        return 128, 64, 8, 1
     if q.shape[3] <= 48 or (q.shape[3] <= 64 and dot_precision(q) == "tf32"):
         return 64, 64, 8, 1
     return (32, 64, 8, 1) if q.shape[3] <= 64 else (32, 32, 8, 1)
