@@ -1,14 +1,25 @@
 """Counts the instructions of a compiled kernel, loop by loop, out of the machine code of an NVIDIA GPU.
 
 A program's warp instructions are those outside of loops, and those of each loop times how often it is gone through.
+``python -m verification.instruction_counts`` prints them for a step of the walk on a packed affinity.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import triton
+from triton.compiler import ASTSource
+from verification.attention_launches import PRECISIONS
+from verification.inspection import NVIDIA_TOOLS, TARGETS, specialised
+from verification.walk_launches import SIZES, packed_launches
+
+from nerve_kernels._triton.launch import Launch
 
 # four schedulers a multiprocessor, one warp instruction a cycle each: an H100
 SCHEDULERS, CLOCK_GHZ = 4 * 132, 1.755
@@ -74,3 +85,34 @@ def loops_of(sass: str) -> Loop:
 def issue_microseconds(warp_instructions: float) -> float:
     """The least time in which an H100 can issue so many."""
     return warp_instructions / (SCHEDULERS * CLOCK_GHZ * 1e3)
+
+
+def machine_code(launch: Launch) -> str:
+    """SASS of sm_90a."""
+    signature, constants, attributes = specialised(launch)
+    source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
+    kernel = triton.compile(source, target=TARGETS["sm_90"], options=launch.options())
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(NVIDIA_TOOLS / "nvdisasm"), "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"Triton {triton.__version__}; a step: million warp instructions, microseconds to issue 20 steps, spills")
+    for precision in ("fp32", "bf16"):
+        for mark, size in list(SIZES.items())[:3]:
+            launch = packed_launches(size, PRECISIONS[precision][0])["step"]
+            code = machine_code(launch)
+            loop = loops_of(code)
+            # a loop of few blocks may be unrolled
+            trips = [launch.arguments["blocks"]] * len(loop.shape())
+            count = loop.count(trips) * launch.warps * launch.programs
+            spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+            print(f"{precision}{mark:28} {count / 1e6:7.2f} {20 * issue_microseconds(count):7.1f} {spills}")
+
+
+if __name__ == "__main__":
+    main()
