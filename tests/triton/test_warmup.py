@@ -79,7 +79,7 @@ def test_the_walk_and_its_gradient_are_kernels_of_their_own(gpu: Path, monkeypat
         return nk.warmup(seeds=seeds, grid=GRID, window=3, cells=4, jobs=1, **options)
 
     forward, local = count(), count(beta=0.0)
-    assert 2 <= local < forward
+    assert local == forward == 4  # whatever S is made of: packing, preparation, a step, the last step
     assert count(gradients=True) > forward
     with recording() as launches:
         affinity = AffinityArguments(empty(1, 64, 9), empty(1, 64, 16), None, None, [8, 8], [3, 3], [4, 4], 0.5)
