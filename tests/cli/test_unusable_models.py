@@ -9,6 +9,7 @@ import pytest
 from tests.cli.command_line import run_main
 from tests.segmentation.tiny_checkpoints import CLIP_WEIGHTS, copy_with_config, copy_with_weights, spoilt
 
+from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 from nerve_kernels.segmentation.finite import NotFiniteError
 from nerve_kernels.segmentation.text_image.clip import DenseClip
 
@@ -101,4 +102,20 @@ def test_a_name_longer_than_any_is_refused_before_any_model_is_loaded(images, tm
     code, out, err = run_main(capsys, images, "-q", "-o", tmp_path / "out", *options, *nowhere)
     assert (code, out) == (2, "")
     assert "expected at most 300 characters a name, got 5000 ('aaaaaaaaaaaaaaaaaaaa'...); shorten it" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("absent", ["diffusion", "clip"])
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_loaded(
+    models, images, tmp_path, capsys, monkeypatch, absent
+):
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(DiffusionFeatures, "from_pretrained", load)
+    monkeypatch.setattr(DenseClip, "from_pretrained", load)
+    options = [*models, f"--{absent}", tmp_path / "absent"]
+    code, out, err = run_main(capsys, images, "-l", "cat, dog", "-o", tmp_path / "out", *options)
+    assert (code, out) == (1, "")
+    assert f"{absent}: the folder {tmp_path / 'absent'} does not exist; wanted a checkpoint" in err
     assert err.count("\n") == 1

@@ -107,7 +107,8 @@ def test_a_thousand_labels_and_repeatability():
 def test_the_number_of_steps_for_a_tolerance():
     assert steps_for_tolerance(0.0, 1e-12) == 0
     assert steps_for_tolerance(0.9, 2.0) == 0
-    assert steps_for_tolerance(0.1, 1e-3) == 3, "an exact power must not be rounded up"
+    for alpha, steps in [(0.1, 3), (0.1, 5), (0.5, 29), (0.9, 4), (0.99, 2)]:  # of the last four the quotient is above
+        assert steps_for_tolerance(alpha, alpha**steps) == steps, "an exact power must not be rounded up"
     for alpha, tol in [(0.5, 1e-3), (0.9, 1e-6), (0.99, 0.3)]:
         steps = steps_for_tolerance(alpha, tol)
         assert alpha**steps <= tol < alpha ** (steps - 1)

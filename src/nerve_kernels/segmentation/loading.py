@@ -53,11 +53,7 @@ def load_part(
     unreachable = None if local else hub.why_unreachable()
     # Without the hub, what is in its cache is as good as any other folder.
     folder = Path(source).expanduser() if local else hub.cached_folder(str(source)) if unreachable else None
-    if local and folder is not None and not (folder / (subfolder or "")).is_dir():
-        raise ModelLoadError(
-            f"{argument}: the folder {folder / (subfolder or '')} does not exist; wanted a "
-            "checkpoint in the hub's folder format"
-        )
+    check_folder(source, argument=argument, subfolder=subfolder)
     options["local_files_only"] = folder is not None
     if subfolder is not None:
         options["subfolder"] = subfolder
@@ -95,6 +91,19 @@ def load_part(
             "Check the name and the connection, give a folder that holds the checkpoint, or use "
             "the preset 'embedded', which needs neither."
         ) from error
+
+
+def check_folder(source: str | os.PathLike[str], *, argument: str, subfolder: str | None = None) -> None:
+    """Refuse a source that is meant as a folder and is none.
+
+    Raises:
+        ModelLoadError: names the argument and the folder.
+    """
+    folder = Path(source).expanduser() / (subfolder or "") if is_local(source) else None
+    if folder is not None and not folder.is_dir():
+        raise ModelLoadError(
+            f"{argument}: the folder {folder} does not exist; wanted a checkpoint in the hub's folder format"
+        )
 
 
 def _check_files(find: Callable[[str], Path | None], config: str, weights: str | None) -> None:

@@ -18,6 +18,7 @@ from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, d
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
+from .loading import check_folder
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
 from .presets import CLIP, DEFAULT_PRESET, STABLE_DIFFUSION, find_preset
@@ -82,11 +83,7 @@ class NervePipeline:
             ModelLoadError: a checkpoint is incomplete, unknown, or out of reach.
             ValueError: a device or dtype that cannot be used.
         """
-        return cls(
-            attention=_load(STABLE_DIFFUSION, diffusion, device, dtype),
-            text_image=_load(CLIP, clip, device, dtype),
-            config=config,
-        )
+        return cls(**_load((STABLE_DIFFUSION, CLIP), (diffusion, clip), device, dtype), config=config)
 
     @classmethod
     def from_preset(
@@ -116,11 +113,9 @@ class NervePipeline:
             ValueError: an unknown name. Else as :meth:`from_pretrained`.
         """
         preset = find_preset(name)
-        return cls(
-            attention=_load(preset.attention_family, diffusion or preset.diffusion, device, dtype),
-            text_image=_load(preset.text_image_family, clip or preset.clip, device, dtype),
-            config=config or preset.config,
-        )
+        families = preset.attention_family, preset.text_image_family
+        sources = diffusion or preset.diffusion, clip or preset.clip
+        return cls(**_load(families, sources, device, dtype), config=config or preset.config)
 
     def __call__(self, image: ImageLike, labels: LabelsLike, **overrides: Any) -> Segmentation:
         """Segment one image.
@@ -260,11 +255,24 @@ class NervePipeline:
 
 
 def _load(
-    family: str, source: str | os.PathLike[str], device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> Any:
-    """A family of models is imported when it is used: each has libraries of its own."""
-    module, _, name = family.partition(":")
-    return getattr(importlib.import_module(module), name).from_pretrained(source, device=device, dtype=dtype)
+    families: Sequence[str],
+    sources: Sequence[str | os.PathLike[str]],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+) -> dict[str, Any]:
+    """Both models, as the pipeline takes them.
+
+    A family of models is imported when it is used, for it has libraries of its own, and after both folders were seen
+    to be there: that takes seconds.
+    """
+    for argument, source in zip(("diffusion", "clip"), sources, strict=True):
+        check_folder(source, argument=argument)
+    models = []
+    for family, source in zip(families, sources, strict=True):
+        module, _, name = family.partition(":")
+        loader = getattr(importlib.import_module(module), name)
+        models.append(loader.from_pretrained(source, device=device, dtype=dtype))
+    return dict(zip(("attention", "text_image"), models, strict=True))
 
 
 def _walk(seeds: torch.Tensor, affinity: Affinity, config: NerveConfig) -> torch.Tensor:
