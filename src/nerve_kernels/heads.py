@@ -26,6 +26,8 @@ from ._operators.checks import (
 )
 
 Criterion = Literal["entropy", "information", "uniform"]
+CRITERIA = get_args(Criterion)
+_OWN_SUMS = (torch.float32, torch.float64)  # dtypes whose means are taken in them
 
 
 @overload
@@ -89,20 +91,23 @@ def head_weights(
         (True, 1.0)
     """
     single = isinstance(entropy, Tensor)
+    if single and criterion == "entropy" and marginal is None and keep is None and isinstance(num_keys, int):
+        return _weights_of_one_layer(entropy, num_keys, temperature)  # type: ignore[arg-type]
     entropies = [entropy] if isinstance(entropy, Tensor) else check_list("entropy", entropy, ONE_OR_MANY)
     one_count = isinstance(num_keys, (int, torch.SymInt))
     keys = [num_keys] if one_count else check_list("num_keys", num_keys, "an int, or a list of ints, one a layer")
-    check_choice("criterion", criterion, get_args(Criterion))
+    check_choice("criterion", criterion, CRITERIA)
     if not entropies:
         raise ValueError(refusal("entropy", "at least one layer", "an empty list"))
-    check_list("num_keys", keys, f"{len(entropies)} numbers, one for each layer", length=len(entropies))
+    if len(keys) != len(entropies):
+        raise ValueError(refusal("num_keys", f"{len(entropies)} numbers, one for each layer", len(keys)))
     marginals = _marginals(marginal, criterion, len(entropies))
-    check_number("temperature", temperature, low=MIN_NORMAL_FLOAT32, high=MAX_FLOAT32, wanted="> 0")
+    _check_temperature(temperature)
     scores = [
         _head_scores(layer_entropy, layer_keys, layer_marginal, entropies[0], criterion)
         for layer_entropy, layer_keys, layer_marginal in zip(entropies, keys, marginals, strict=True)
     ]
-    stacked = torch.cat(scores, dim=1)
+    stacked = scores[0] if single else torch.cat(scores, dim=1)
     if keep is not None:
         check_count("keep", keep, low=1)
         if keep > stacked.shape[1]:
@@ -111,12 +116,31 @@ def head_weights(
         best = stacked.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         stacked = torch.full_like(stacked, -math.inf).scatter(1, best, stacked.gather(1, best))
     # the best score becomes 0 first: however small τ is, 0/τ is 0, where a quotient of two infinities would be NaN
-    weights = (
-        ((stacked - stacked.amax(1, keepdim=True)) / temperature)
-        .softmax(1)
-        .split([score.shape[1] for score in scores], dim=1)
-    )
-    return weights[0] if single else list(weights)
+    weights = ((stacked - stacked.amax(1, keepdim=True)) / temperature).softmax(1)
+    return weights if single else list(weights.split([score.shape[1] for score in scores], dim=1))
+
+
+def _weights_of_one_layer(entropy: Tensor, keys: int, temperature: float) -> Tensor:
+    """The usual call, in as few operations: for a few hundred numbers their number is the time."""
+    _check_layer(entropy, keys)
+    _check_temperature(temperature)
+    mean = entropy.mean(-1) if entropy.dtype in _OWN_SUMS else entropy.mean(-1, dtype=torch.float32)
+    if keys == 1:
+        return torch.zeros_like(mean).softmax(1)
+    # the best score becomes 0 before the quotient, as below; no divisor may become 0
+    return ((mean.amin(1, True) - mean) / max(temperature * math.log(keys), MIN_NORMAL_FLOAT32)).softmax(1)
+
+
+def _check_temperature(temperature: float) -> None:
+    check_number("temperature", temperature, low=MIN_NORMAL_FLOAT32, high=MAX_FLOAT32, wanted="> 0")
+
+
+def _check_layer(entropy: Tensor, keys: int) -> None:
+    check_tensor("entropy", entropy, 3, "(B, heads, N)")
+    check_count("num_keys", keys, low=1)
+    _, heads, rows = entropy.shape
+    if heads < 1 or rows < 1:
+        raise ValueError(refusal("entropy", "at least one head and one row to average", shape_of(entropy)))
 
 
 def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layers: int) -> list[Tensor | None]:
@@ -134,19 +158,20 @@ def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layer
 
 def _head_scores(entropy: Tensor, keys: int, marginal: Tensor | None, first: Tensor, criterion: str) -> Tensor:
     """(B, heads): what the softmax over heads is taken of, before the temperature."""
-    check_tensor("entropy", entropy, 3, "(B, heads, N)")
-    check_count("num_keys", keys, low=1)
-    if entropy.shape[0] != first.shape[0]:
-        both = f"{shape_of(first)} and {shape_of(entropy)}"
-        raise ValueError(refusal("entropy", "one batch size in all layers", both))
-    if entropy.shape[1] < 1 or entropy.shape[2] < 1:
-        raise ValueError(refusal("entropy", "at least one head and one row to average", shape_of(entropy)))
-    check_same_device(entropy=entropy, first_layer=first)
+    _check_layer(entropy, keys)
+    if entropy is not first:
+        if entropy.shape[0] != first.shape[0]:
+            both = f"{shape_of(first)} and {shape_of(entropy)}"
+            raise ValueError(refusal("entropy", "one batch size in all layers", both))
+        check_same_device(entropy=entropy, first_layer=first)
     dtype = torch.float64 if entropy.dtype == torch.float64 else torch.float32
-    score = -entropy.to(dtype).mean(-1)
+    mean = entropy.mean(-1, dtype=dtype)
+    if keys == 1 or criterion == "uniform":
+        return torch.zeros_like(mean)
+    score = mean / -math.log(keys)
     if marginal is not None:
         check_tensor("marginal", marginal, 3, "(B, heads, N_k)")
         check_shape("marginal", marginal, (*entropy.shape[:2], keys), "(B, heads, N_k)")
         check_same_device(entropy=entropy, marginal=marginal)
-        score = score + torch.special.entr(marginal.to(dtype)).sum(-1)
-    return torch.zeros_like(score) if keys == 1 or criterion == "uniform" else score / math.log(keys)
+        score = (torch.special.entr(marginal.to(dtype)).sum(-1) - mean) / math.log(keys)
+    return score
