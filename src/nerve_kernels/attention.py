@@ -11,8 +11,10 @@ from typing import Literal, overload
 from torch import Tensor
 
 from ._operators import attention as operators
+from ._operators.attention.overflow import refuse_overflow
 from ._operators.checks import (
     check_backend,
+    check_flag,
     check_head_weights,
     check_lse,
     check_queries_and_keys,
@@ -23,14 +25,32 @@ from ._operators.checks import (
 
 @overload
 def attention_entropy(
-    q: Tensor, k: Tensor, *, scale: float | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    check: bool = ...,
+    backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def attention_entropy(
-    q: Tensor, k: Tensor, *, scale: float | None = ..., return_lse: Literal[True], backend: str | None = ...
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    check: bool = ...,
+    backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def attention_entropy(
-    q: Tensor, k: Tensor, *, scale: float | None = None, return_lse: bool = False, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    check: bool = False,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Entropy of every attention row, without the attention map.
 
@@ -42,6 +62,7 @@ def attention_entropy(
         k: Keys (B, heads, N_k, d), dtype and device of ``q``; N_k ≥ 1.
         scale: Factor of the scores; ``None`` means 1/√d.
         return_lse: Also return lse, which the other functions take to skip this pass.
+        check: Also look at what a GPU has computed, which waits for it: see below. On the CPU that is always done.
         backend: ``None`` chooses; a named backend runs or raises.
 
     Returns:
@@ -50,8 +71,8 @@ def attention_entropy(
         none but −∞, gives NaN in both.
 
     Raises:
-        TypeError, ValueError: for a bad argument, named. On the CPU also for finite q and k whose scores are past
-            float32; on a GPU, which one would have to wait for to look, such rows are NaN.
+        TypeError, ValueError: for a bad argument, named. On the CPU, and on a GPU with ``check``, also where finite q
+            and k have scores past float32; else such rows are NaN.
         BackendUnavailableError: where a named backend cannot run, with the reason.
 
     Source: NERVE, arXiv 2511.08248, head entropy 𝓗⁽ʰ⁾.
@@ -64,7 +85,10 @@ def attention_entropy(
     """
     check_backend(backend)
     check_queries_and_keys(q, k)
+    waits = check_flag("check", check)
     entropy, lse = operators.attention_entropy(q, k, check_scale(scale, q.shape[3]), backend)
+    if waits:
+        refuse_overflow(q, k, lse)
     return (entropy, lse) if return_lse else entropy
 
 

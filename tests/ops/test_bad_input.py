@@ -107,6 +107,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("tol out of reach", ValueError, lambda: walk(steps=None, tol=1e-6, alpha=1 - 1e-9), "tol: expected at most 10,000,000 steps, got 1e-06, that is 13,815,510,"),
     ("scores past float32", ValueError, lambda: nk.attention_entropy(Q + 1e20, Q + 1e20), "q, k, scale: expected scores within ±3.4e+38, got "),
     ("scores past float32, eager", ValueError, lambda: nk.attention_entropy(Q - 1e20, Q + 1e20, backend="eager"), "q, k, scale: expected scores within ±3.4e+38, got "),
+    ("check of scores", TypeError, lambda: nk.attention_entropy(Q, Q, check=1), "check: expected True or False, got int"),
     ("scores past float64", ValueError, lambda: nk.attention_entropy(Q.double() + 1e200, Q.double() + 1e200), "q, k, scale: expected scores within ±1.8e+308, got "),
     ("alpha past floats", ValueError, lambda: walk(alpha=10**400), "alpha: expected a number in [0, 1), got inf"),
     ("normalize type", TypeError, lambda: walk(normalize=None), "normalize: expected True or False, got NoneType"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.ops.problems import queries_and_keys, random_weights, walk_problem
+from tests.ops.test_torch_citizenship import samples
 from torch import Tensor
 
 import nerve_kernels as nk
@@ -67,6 +68,7 @@ def paths() -> dict[str, Path]:
 
 
 PATHS = paths()
+DIRECT = samples(torch.float64, requires_grad=False)
 # plain torch has derivatives of every kind
 OPERATORS = [name for name in PATHS if name not in ("head_weights", "global @ P", "to_dense", "from_dense")]
 FIRST_ORDER_ONLY = [name for name in OPERATORS if name.startswith("random_walk_limit")]
@@ -203,3 +205,21 @@ def test_second_derivatives_are_those_of_every_backend(backend: str | None) -> N
         return nk.random_walk(seeds, nk.mix(problem.low_rank, local, 0.5), alpha=0.8, steps=4, backend=backend)
 
     assert torch.autograd.gradgradcheck(walk, (seeds, values))
+
+
+@pytest.mark.parametrize("name", [name for name in DIRECT if name != "best_labels"])
+def test_an_operator_called_directly_refuses_forward_mode(name: str) -> None:
+    """``torch.ops.nerve_kernels.*`` without the public function around it: tangents came out as zeros."""
+    first, *others = DIRECT[name]
+    tangent = torch.ones_like(first)
+
+    def call(x: Tensor) -> Tensor:
+        result = getattr(torch.ops.nerve_kernels, name)(x, *others)
+        return result if isinstance(result, Tensor) else result[0]
+
+    for derivative in (
+        lambda: torch.func.jvp(call, (first,), (tangent,)),
+        lambda: torch.func.vmap(lambda t: torch.func.jvp(call, (first,), (t,))[1])(tangent[None]),
+    ):
+        with pytest.raises(RuntimeError, match=f"{name}: {FORWARD}"):
+            derivative()

@@ -127,6 +127,17 @@ def test_scores_of_ten_thousand_masked_keys_and_nan():
     assert abs(entropy[0, 0, 1].item() - math.log(3)) < 1e-6
 
 
+@pytest.mark.parametrize("operation", ["attention_entropy", "attention_marginal"])
+def test_scores_past_float32_are_refused(operation):
+    """They came as NaN, where the definition has an entropy of 0."""
+    q, k = growing_keys(40, torch.float32, 20, 70)
+    call = getattr(nk, operation)
+    with pytest.raises(ValueError, match=r"q, k, scale: expected scores within ±3.4e\+38, got \d+ rows beyond"):
+        call(1e20 * q, 1e20 * k, backend="triton")
+    with pytest.raises(ValueError, match="got 1 rows beyond"):
+        call(q.index_fill(2, torch.tensor([3]), 1e20)[:, :1], k.sign()[:, :1] * 1e20, backend="triton")
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.4, 8.0])
 def test_any_scale(scale):
     """0: all keys alike; negative; and rows that are almost one-hot."""

@@ -67,6 +67,22 @@ class _Schema:
         return arguments[len(self._defaults)] if len(arguments) > len(self._defaults) else None
 
 
+class _WithoutTangents:
+    """``LIBRARY`` for what autograd calls, which first refuses tangents: ``torch.func.jvp`` has them nowhere else."""
+
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
+
+    def impl(self, name: str, kernel: Function, key: str, **options: Any) -> None:
+        """Register ``kernel``, which takes the set of dispatch keys before an operator's arguments."""
+
+        def without_tangents(keys: Any, *arguments: Any, **named: Any) -> Any:
+            refuse_tangents(self.operator, (*arguments, *named.values()))
+            return kernel(keys, *arguments, **named)
+
+        LIBRARY.impl(name, without_tangents, key, **options)
+
+
 class Gradient:
     """How an operator is differentiated: an operation of its own, ``<operator>_backward``, with backends of its own.
 
@@ -264,7 +280,8 @@ def _differentiate(
         present = (item if tensor is not None else None for item, tensor in zip(gradients, inputs, strict=True))
         return *present, *(None for _ in ctx.options)
 
-    torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=LIBRARY)
+    library: Any = _WithoutTangents(forward.name)
+    torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=library)
     return call_under_transforms(forward.name, operator, setup_context, backward, vmap)
 
 

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators.checks import refusal
 from nerve_kernels._operators.library import Gradient, Operator, accumulation_dtype, define_native
-from nerve_kernels._triton.availability import why_unsupported_heads
+from nerve_kernels._triton.availability import run_lazily, why_unsupported_heads
 
+from .overflow import refusing_overflow
 from .score_blocks import head_blocks, scores
-
-
-def refuse_overflow(q: Tensor, k: Tensor, lse: Tensor) -> None:
-    """Raise where finite q and k have a row of scores past the numbers of ``lse``, whose entropy would be NaN.
-
-    On the CPU only: to look at numbers on a GPU is to wait for it.
-    """
-    if lse.device.type != "cpu" or math.isfinite(lse.sum().item()):
-        return
-    finite = q.isfinite().all(-1) & k.isfinite().flatten(2).all(-1, keepdim=True)
-    rows = int((finite & ~lse.isfinite()).sum())
-    if rows:
-        wanted = f"scores within ±{torch.finfo(lse.dtype).max:.3g}"
-        raise ValueError(refusal("q, k, scale", wanted, f"{rows} rows beyond", "make scale smaller, or give float64"))
 
 
 def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +30,6 @@ def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         weighted = p.mul_(block.sub_(maximum)).nansum(-1)
         entropy[index][rows] = (log_mass - weighted).clamp_(min=0)
         lse[index][rows] = maximum.squeeze(-1) + log_mass
-    refuse_overflow(q, k, lse)
     return entropy, lse
 
 
@@ -59,13 +42,6 @@ def fake(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 attention_entropy_cpp = define_native(
     "_attention_entropy_cpp(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)", fake
 )
-
-
-def cpp(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The compiled kernel."""
-    entropy, lse = attention_entropy_cpp(q, k, scale)
-    refuse_overflow(q, k, lse)
-    return entropy, lse
 
 
 def backward(
@@ -87,10 +63,10 @@ def backward(
 
 attention_entropy = Operator(
     "attention_entropy(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)",
-    eager=eager,
+    eager=refusing_overflow(eager),
     fake=fake,
     backward=Gradient(backward, saves_results=True),
-    cpp=cpp,
-    triton="attention.attention_entropy",
+    cpp=refusing_overflow(attention_entropy_cpp),
+    triton=refusing_overflow(run_lazily("attention.attention_entropy")),
     why_not_triton=why_unsupported_heads,
 )
