@@ -144,7 +144,7 @@ MUTANTS = {
     ),
     "off the window": ("packing", "(window_x < WINDOW_COLUMNS)", "(window_x < WINDOW_COLUMNS - 1)", EVEN),
     "off the grid": ("packing", " & on_grid[None, :]", "", {**EVEN, "kind": "local"}),
-    "U's last columns are what lies behind": ("packing", "(rank < ranks)", "(rank < ranks + 1)", EVEN),
+    "the last column of U is forgotten": ("packing", "(rank < ranks)", "(rank < ranks - 1)", EVEN),
     "the margin is forgotten": ("packed_step", "+ left + token_x + MARGIN", "+ left + token_x", EVEN),
     "cells are averaged over their slots": (
         "packed_step", "/ (BLOCK_ROWS * BLOCK_COLUMNS)", "/ SLOTS",
