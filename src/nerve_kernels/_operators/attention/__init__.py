@@ -3,6 +3,7 @@
 from .attention_entropy import attention_entropy
 from .attention_map_entropy import attention_map_entropy
 from .attention_marginal import attention_marginal
+from .attention_statistics import attention_statistics
 from .fuse_attention import fuse_attention
 from .fuse_attention_maps import fuse_attention_maps
 from .global_affinity import global_affinity
@@ -12,6 +13,7 @@ __all__ = [
     "attention_entropy",
     "attention_map_entropy",
     "attention_marginal",
+    "attention_statistics",
     "fuse_attention",
     "fuse_attention_maps",
     "global_affinity",
