@@ -1,6 +1,6 @@
 // Registration only: which C++ function stands behind which private op.
 //
-// The schemas live in Python (src/nerve_kernels/_ops/*.py), so every op exists, with its fake and its gradient, in an
+// The schemas live in Python (src/nerve_kernels/_operators/), so every op exists, with its fake and its gradient, in an
 // install without this file. What is registered here must match them:
 //
 //   nerve_kernels::_window_product_cpp(Tensor values, Tensor p, SymInt[] grid, SymInt[] window) -> Tensor
@@ -9,6 +9,9 @@
 //   nerve_kernels::_attention_marginal_cpp(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor
 //   nerve_kernels::_attention_map_entropy_cpp(Tensor maps) -> Tensor
 //   nerve_kernels::_fuse_attention_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, float scale) -> Tensor
+//   nerve_kernels::_attention_statistics_cpp(Tensor q, Tensor k, SymInt[] grid, SymInt[] window, SymInt[] cells,
+//                                            float scale, float sharpness, bool bfloat16)
+//                                            -> (Tensor, Tensor, Tensor, Tensor, Tensor)
 //   nerve_kernels::_fuse_attention_maps_cpp(Tensor maps, Tensor w) -> Tensor
 //   nerve_kernels::_local_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,
 //                                      float scale, bool normalize) -> Tensor
@@ -30,6 +33,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_window_product_cpp", TORCH_BOX(&nerve_kernels::cpu::window_product));
   m.impl("_window_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::window_gradient));
   m.impl("_attention_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_entropy));
+  m.impl("_attention_statistics_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_statistics));
   m.impl("_attention_marginal_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_marginal));
   m.impl("_attention_map_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_map_entropy));
   m.impl("_fuse_attention_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention));

@@ -9,12 +9,16 @@
 // The attention ops. q is (B, heads, N, d), k (B, heads, N_k, d), lse (B, heads, N), w (B, heads), maps
 // (B, heads, N, N_k); float32, float64, bfloat16 or float16 with any strides, lse in float32 or float64. Everything is
 // computed in float32, in float64 where lse (or, where there is none, an input) is float64. No result depends on the
-// number of threads. What each computes is said in src/nerve_kernels/_ops/, in the file of the same name.
+// number of threads. What each computes is said in src/nerve_kernels/_operators/attention/, in the file of the same name.
 namespace nerve_kernels::cpu {
 
 using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> attention_entropy(Tensor q, Tensor k, double scale);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_statistics(Tensor q, Tensor k, std::vector<int64_t> grid,
+                                                                        std::vector<int64_t> window,
+                                                                        std::vector<int64_t> cells, double scale,
+                                                                        double sharpness, bool bfloat16);
 Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale);
 Tensor attention_map_entropy(Tensor maps);
 Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale);

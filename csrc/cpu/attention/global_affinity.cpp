@@ -1,17 +1,11 @@
 // The fused map summed into cells of keys while it is still in the cache.
 
 #include "attention.h"
+#include "cells.h"
 #include "fused_strips.h"
 
 namespace nerve_kernels::cpu {
 namespace {
-
-// The cells + 1 edges floor(a * side / cells) along one side.
-std::vector<int64_t> cell_edges(int64_t side, int64_t cells) {
-  std::vector<int64_t> edges(cells + 1);
-  for (int64_t a = 0; a <= cells; ++a) edges[a] = a * side / cells;
-  return edges;
-}
 
 // Grid rows of one row of cells are added up as whole rows, and only their sum is cut into cells.
 template <typename Number>

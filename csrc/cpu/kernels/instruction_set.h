@@ -15,6 +15,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "vector_math.h"
 // on vector_math.h
 #include "attention_scores.h"
+#include "attention_statistics.h"
 #include "attention_window.h"
 #include "best_labels.h"
 #include "block_product.h"
@@ -32,6 +33,7 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .tile = {ROWS_PER_GROUP, kPanelKeys<Number>},
     .lanes = Numbers<Number>::kLanes,
     .entropy = entropy<Number>,
+    .attention_statistics = attention_statistics<Number>,
     .add_probabilities = add_probabilities<Number>,
     .add_window = add_window<Number>,
     .map_row_entropy = map_row_entropy<Number>,

@@ -35,6 +35,28 @@ struct EntropyTask {
   Number* lse;      // (rows)
 };
 
+// What a row's attention amounts to over all keys, in its window and in every cell, of up to kGroupsAtOnce groups of
+// rows. Queries and keys lie on one grid.
+template <typename Number>
+struct StatisticsTask {
+  const Number* q;  // packed groups
+  const Number* k;  // packed panels
+  int64_t rows, keys, head_size;
+  int64_t first_row;  // the token that is the first row
+  int64_t width, window_height, window_width;
+  int64_t cell_rows, cell_columns;
+  const int64_t *cell_row_edges, *cell_column_edges;
+  Number sharpness;     // the cells are those of softmax(sharpness * scores)
+  Number* entropy;      // (rows)
+  Number* lse;          // (rows)
+  Number* cell_lse;     // (rows)
+  Number* local;        // (rows, window_height * window_width); 0 outside the grid
+  Number* pooled;       // (rows, cell_rows * cell_columns)
+  Number* columns;      // for the kernel: (rows, column_stride), column_stride >= width a multiple of the lanes
+  Number* cell_maxima;  // for the kernel: (rows, cell_row_stride), cell_row_stride >= cell_rows likewise
+  int64_t column_stride, cell_row_stride;
+};
+
 // sums[row][key] += weight * exp(score - lse[row]) for one group of rows and `panels` <= kPanelsAtOnce panels.
 template <typename Number>
 struct ProbabilityTask {
@@ -174,6 +196,7 @@ struct KernelsOf {
   TileSizes tile;
   int64_t lanes;  // numbers per vector: what a WindowTask's widths are padded to
   void (*entropy)(const EntropyTask<Number>&);
+  void (*attention_statistics)(const StatisticsTask<Number>&);
   void (*add_probabilities)(const ProbabilityTask<Number>&);
   void (*add_window)(const WindowTask<Number>&);
   // -sum of a * log(a) over one row of a map; 0 * log 0 is 0

@@ -1,0 +1,251 @@
+// Entropy, window and cells of attention rows in one pass over the keys; see instruction_set.h. On attention_scores.h.
+//
+// All exponentials of a strip are taken under one maximum for the row, not one for each lane as for the entropy alone:
+// they are also summed by cell, and cells cut across lanes. A row of cells keeps the maximum under which it was summed,
+// and is brought to the row's own sum at the end.
+
+namespace nerve_kernels::cpu::INSTRUCTION_SET {
+
+template <typename Number>
+inline __attribute__((always_inline)) Number largest_lane(LanesOf<Number> lanes) {
+  Number m = lanes[0];
+  for (int i = 1; i < Numbers<Number>::kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
+  return m;
+}
+#if VECTOR_BYTES == 64
+template <>
+inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> lanes) {
+  return _mm512_reduce_max_ps(lanes);
+}
+#elif VECTOR_BYTES == 32
+template <>
+inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> lanes) {
+  const __m128 half = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+#endif
+
+// What is known of one row so far: m = max s; l, t and l of the cells as lanes that are added up at the end.
+template <typename Number>
+struct RowSums {
+  Number m;
+  LanesOf<Number> l, t, cell_l;
+};
+
+// Where a strip lies on the grid of keys.
+struct StripPlace {
+  int64_t first_key, keys;         // without padding
+  int64_t first_y, first_x, last_y;  // the grid positions of its first key and the grid row of its last
+};
+
+template <typename Number>
+class StatisticsRows {
+ public:
+  explicit StatisticsRows(const StatisticsTask<Number>& task) : task_(task) {
+    using N = Numbers<Number>;
+    for (int64_t row = 0; row < task.rows; ++row) {
+      rows_[row] = RowSums<Number>{N::kLowest, LanesOf<Number>{}, LanesOf<Number>{}, LanesOf<Number>{}};
+      y_[row] = (task.first_row + row) / task.width;
+      x_[row] = (task.first_row + row) % task.width;
+    }
+    for (int64_t i = 0; i < task.rows * task.column_stride; ++i) task.columns[i] = 0;
+    for (int64_t i = 0; i < task.rows * task.window_height * task.window_width; ++i)
+      task.local[i] = -Number(__builtin_inff());
+  }
+
+  void move_to(int64_t first_key, int64_t keys) {
+    const int64_t last = first_key + keys - 1;
+    place_ = {first_key, keys, first_key / task_.width, first_key % task_.width, last / task_.width};
+    cell_row_ = next_cell_row_;
+  }
+
+  // One row of a strip. The scores are overwritten. Rows of a strip may come in any order, but all of them come.
+  void take(int64_t row, Number* scores, int64_t vectors) {
+    keep_window(row, scores);
+    RowSums<Number>& sums = rows_[row];
+    Number* columns = task_.columns + row * task_.column_stride;
+    move_maximum(sums, scores, vectors, columns);
+    if (task_.sharpness == Number(1))
+      exponentiate<false>(sums, scores, vectors);
+    else
+      exponentiate<true>(sums, scores, vectors);
+    add_columns(row, sums, scores, columns);
+  }
+
+  void finish_rows() {
+    for (int64_t row = 0; row < task_.rows; ++row) finish_row(row);
+  }
+
+ private:
+  // The scores in the row's window as they are: they are exponentiated when lse is known.
+  void keep_window(int64_t row, const Number* scores) {
+    const int64_t half_height = task_.window_height / 2, half_width = task_.window_width / 2;
+    const int64_t top = y_[row] - half_height, left = x_[row] - half_width;
+    if (place_.last_y < top || place_.first_y > y_[row] + half_height) return;
+    Number* local = task_.local + row * task_.window_height * task_.window_width;
+    const int64_t end_key = place_.first_key + place_.keys;
+    const int64_t x_begin = left > 0 ? left : 0;
+    const int64_t x_end = x_[row] + half_width + 1 < task_.width ? x_[row] + half_width + 1 : task_.width;
+    for (int64_t y = place_.first_y > top ? place_.first_y : top; y <= place_.last_y && y <= y_[row] + half_height;
+         ++y) {
+      const int64_t row_key = y * task_.width;
+      const int64_t begin = row_key + x_begin > place_.first_key ? row_key + x_begin : place_.first_key;
+      const int64_t end = row_key + x_end < end_key ? row_key + x_end : end_key;
+      Number* to = local + (y - top) * task_.window_width - row_key - left;
+      for (int64_t key = begin; key < end; ++key) to[key] = scores[key - place_.first_key];
+    }
+  }
+
+  void move_maximum(RowSums<Number>& sums, const Number* scores, int64_t vectors, Number* columns) {
+    using N = Numbers<Number>;
+    using Lanes = LanesOf<Number>;
+    // What is not a number is passed over and caught by the sum.
+    Lanes first = broadcast<Number>(sums.m), second = first;
+    static_assert(kVectorsPerPanel % 2 == 0);
+    for (int64_t v = 0; v < vectors; v += 2) {
+      first = larger(load(scores + v * N::kLanes), first);
+      second = larger(load(scores + (v + 1) * N::kLanes), second);
+    }
+    const Number m = largest_lane<Number>(larger(first, second));
+    if (m == sums.m) return;
+    const Number difference = sums.m - m;
+    const Number bounded = difference > N::kSmallestNormalLog ? difference : N::kSmallestNormalLog;
+    const Lanes moved = broadcast<Number>(bounded);
+    const Lanes shrink = exp_normal<Number>(moved);
+    sums.t = shrink * (sums.t + moved * sums.l);
+    sums.l = shrink * sums.l;
+    sums.m = m;
+    const Lanes cell_shrink = exp_any<Number>(broadcast<Number>(difference * task_.sharpness));
+    sums.cell_l = cell_shrink * sums.cell_l;
+    for (int64_t x = 0; x < task_.column_stride; x += N::kLanes)
+      store<Number>(columns + x, load(columns + x) * cell_shrink);
+  }
+
+  template <bool kSharpened>
+  void exponentiate(RowSums<Number>& sums, Number* scores, int64_t vectors) {
+    using N = Numbers<Number>;
+    using Lanes = LanesOf<Number>;
+    const Lanes m = broadcast<Number>(sums.m), lowest = broadcast<Number>(N::kSmallestNormalLog);
+    // sums of this strip alone first: two short sums lose less than one long one
+    Lanes l = {}, t = {}, cell_l = {};
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Lanes x = larger(lowest, load(scores + v * N::kLanes) - m);
+      const Lanes e = exp_normal<Number>(x);
+      l += e;
+      t += e * x;
+      if constexpr (kSharpened) {
+        const Lanes sharp = exp_normal<Number>(larger(lowest, x * task_.sharpness));
+        cell_l += sharp;
+        store<Number>(scores + v * N::kLanes, sharp);
+      } else {
+        store<Number>(scores + v * N::kLanes, e);
+      }
+    }
+    sums.l += l;
+    sums.t += t;
+    sums.cell_l += kSharpened ? cell_l : l;
+  }
+
+  // Grid rows of one row of cells are added up as whole rows, and only their sum is cut into cells.
+  void add_columns(int64_t row, const RowSums<Number>& sums, const Number* e, Number* columns) {
+    int64_t y = place_.first_y, x = place_.first_x, left = place_.keys, cell_row = cell_row_;
+    while (left > 0) {
+      const int64_t count = task_.width - x < left ? task_.width - x : left;
+      add(columns + x, e, count);
+      e += count;
+      left -= count;
+      x += count;
+      if (x < task_.width) break;
+      x = 0;
+      if (++y == task_.cell_row_edges[cell_row + 1]) finish_cell_row(row, cell_row++, sums.m, columns);
+    }
+    next_cell_row_ = cell_row;
+  }
+
+  static void add(Number* __restrict to, const Number* __restrict from, int64_t count) {
+    constexpr int kLanes = Numbers<Number>::kLanes;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store<Number>(to + i, load(to + i) + load(from + i));
+    for (; i < count; ++i) to[i] += from[i];
+  }
+
+  void finish_cell_row(int64_t row, int64_t cell_row, Number m, Number* columns) {
+    Number* out = task_.pooled + (row * task_.cell_rows + cell_row) * task_.cell_columns;
+    for (int64_t cell = 0; cell < task_.cell_columns; ++cell) {
+      Number sum = 0;
+      for (int64_t x = task_.cell_column_edges[cell]; x < task_.cell_column_edges[cell + 1]; ++x) sum += columns[x];
+      out[cell] = sum;
+    }
+    task_.cell_maxima[row * task_.cell_row_stride + cell_row] = m;
+    for (int64_t x = 0; x < task_.column_stride; x += Numbers<Number>::kLanes)
+      store<Number>(columns + x, LanesOf<Number>{});
+  }
+
+  void finish_row(int64_t row) {
+    using N = Numbers<Number>;
+    using Lanes = LanesOf<Number>;
+    const RowSums<Number>& sums = rows_[row];
+    finish(Statistics<Number>{broadcast<Number>(sums.m), sums.l, sums.t}, task_.keys, task_.entropy[row],
+           task_.lse[row]);
+    const Lanes lse = broadcast<Number>(task_.lse[row]);
+    const int64_t size = task_.window_height * task_.window_width;
+    Number* local = task_.local + row * size;
+    for (int64_t o = 0; o < size; o += N::kLanes) {
+      const int64_t count = size - o < N::kLanes ? size - o : N::kLanes;
+      Lanes scores = {};
+      for (int64_t i = 0; i < count; ++i) scores[i] = local[o + i];
+      const Lanes e = exp_any<Number>(scores - lse);
+      for (int64_t i = 0; i < count; ++i) local[o + i] = e[i];
+    }
+    double cell_l = 0;
+    for (int i = 0; i < N::kLanes; ++i) cell_l += static_cast<double>(sums.cell_l[i]);
+    if (sums.m == N::kLowest) cell_l = __builtin_nan("");  // every key was masked: there is no distribution
+    const double log_mass = cell_l == cell_l ? log_normal<double>(broadcast<double>(cell_l))[0] : cell_l;
+    const double top = static_cast<double>(task_.sharpness) * static_cast<double>(sums.m);
+    task_.cell_lse[row] = static_cast<Number>(top + log_mass);
+    Number* maxima = task_.cell_maxima + row * task_.cell_row_stride;
+    Number* pooled = task_.pooled + row * task_.cell_rows * task_.cell_columns;
+    const Lanes m = broadcast<Number>(sums.m), log_of_sum = broadcast<Number>(static_cast<Number>(log_mass));
+    for (int64_t first = 0; first < task_.cell_rows; first += N::kLanes) {
+      const Lanes factor = exp_any<Number>((load(maxima + first) - m) * task_.sharpness - log_of_sum);
+      store<Number>(maxima + first, factor);
+    }
+    for (int64_t cell_row = 0; cell_row < task_.cell_rows; ++cell_row)
+      for (int64_t cell = 0; cell < task_.cell_columns; ++cell) *pooled++ *= maxima[cell_row];
+  }
+
+  const StatisticsTask<Number>& task_;
+  StripPlace place_ = {};
+  int64_t cell_row_ = 0, next_cell_row_ = 0;
+  RowSums<Number> rows_[kGroupsAtOnce * ROWS_PER_GROUP];
+  int64_t y_[kGroupsAtOnce * ROWS_PER_GROUP], x_[kGroupsAtOnce * ROWS_PER_GROUP];
+};
+
+template <typename Number>
+void attention_statistics(const StatisticsTask<Number>& task) {
+  const int64_t groups = (task.rows + ROWS_PER_GROUP - 1) / ROWS_PER_GROUP;
+  const int64_t panels = (task.keys + kPanelKeys<Number> - 1) / kPanelKeys<Number>;
+  StatisticsRows<Number> rows(task);
+  Strip<Number> strip;
+  for (int64_t panel = 0; panel < panels; panel += kPanelsAtOnce) {
+    const int64_t num_panels = panels - panel < kPanelsAtOnce ? panels - panel : kPanelsAtOnce;
+    const int64_t strip_keys = num_panels * kPanelKeys<Number>, first_key = panel * kPanelKeys<Number>;
+    const int64_t keys = task.keys - first_key < strip_keys ? task.keys - first_key : strip_keys;
+    rows.move_to(first_key, keys);
+    for (int64_t group = 0; group < groups; ++group) {
+      score_strip(task.q + group * task.head_size * ROWS_PER_GROUP, task.k + panel * task.head_size * kPanelKeys<Number>,
+                  num_panels, task.head_size, strip);
+      const int64_t first = group * ROWS_PER_GROUP;
+      for (int64_t row = first; row < task.rows && row < first + ROWS_PER_GROUP; ++row) {
+        Number* scores = strip.scores[row - first];
+        for (int64_t key = keys; key < strip_keys; ++key) scores[key] = -__builtin_inff();  // padding
+        rows.take(row, scores, strip_keys / Numbers<Number>::kLanes);
+      }
+    }
+  }
+  rows.finish_rows();
+}
+
+}  // namespace nerve_kernels::cpu::INSTRUCTION_SET
