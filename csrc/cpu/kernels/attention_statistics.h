@@ -67,10 +67,9 @@ class StatisticsRows {
     Number* columns = task_.columns + row * task_.column_stride;
     move_maximum(sums, scores, vectors, columns);
     if (task_.sharpness == Number(1))
-      exponentiate<false>(sums, scores, vectors);
+      exponentiate<false>(row, sums, scores, columns);
     else
-      exponentiate<true>(sums, scores, vectors);
-    add_columns(row, sums, scores, columns);
+      exponentiate<true>(row, sums, scores, columns);
   }
 
   void finish_rows() {
@@ -122,39 +121,39 @@ class StatisticsRows {
       store<Number>(columns + x, load(columns + x) * cell_shrink);
   }
 
+  // Grid rows of one row of cells are added up as whole rows, and only their sum is cut into cells.
   template <bool kSharpened>
-  void exponentiate(RowSums<Number>& sums, Number* scores, int64_t vectors) {
+  void exponentiate(int64_t row, RowSums<Number>& sums, const Number* scores, Number* columns) {
     using N = Numbers<Number>;
     using Lanes = LanesOf<Number>;
     const Lanes m = broadcast<Number>(sums.m), lowest = broadcast<Number>(N::kSmallestNormalLog);
     // sums of this strip alone first: two short sums lose less than one long one
     Lanes l = {}, t = {}, cell_l = {};
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Lanes x = larger(lowest, load(scores + v * N::kLanes) - m);
+    const auto take_lanes = [&](Lanes s) __attribute__((always_inline)) {
+      const Lanes x = larger(lowest, s - m);
       const Lanes e = exp_normal<Number>(x);
       l += e;
       t += e * x;
-      if constexpr (kSharpened) {
-        const Lanes sharp = exp_normal<Number>(larger(lowest, x * task_.sharpness));
-        cell_l += sharp;
-        store<Number>(scores + v * N::kLanes, sharp);
-      } else {
-        store<Number>(scores + v * N::kLanes, e);
-      }
-    }
-    sums.l += l;
-    sums.t += t;
-    sums.cell_l += kSharpened ? cell_l : l;
-  }
-
-  // Grid rows of one row of cells are added up as whole rows, and only their sum is cut into cells.
-  void add_columns(int64_t row, const RowSums<Number>& sums, const Number* e, Number* columns) {
+      if constexpr (!kSharpened) return e;
+      const Lanes sharp = exp_normal<Number>(larger(lowest, x * task_.sharpness));
+      cell_l += sharp;
+      return sharp;
+    };
     int64_t y = place_.first_y, x = place_.first_x, left = place_.keys, cell_row = cell_row_;
     while (left > 0) {
       const int64_t count = task_.width - x < left ? task_.width - x : left;
-      add(columns + x, e, count);
-      e += count;
+      Number* to = columns + x;
+      int64_t i = 0;
+#pragma GCC unroll 2
+      for (; i + N::kLanes <= count; i += N::kLanes)
+        store<Number>(to + i, load(to + i) + take_lanes(load(scores + i)));
+      if (i < count) {  // what lies in the next grid row is masked here, and taken with it
+        Lanes rest = broadcast<Number>(-Number(__builtin_inff()));
+        for (int64_t lane = 0; i + lane < count; ++lane) rest[lane] = scores[i + lane];
+        const Lanes e = take_lanes(rest);
+        for (int64_t lane = 0; i + lane < count; ++lane) to[i + lane] += e[lane];
+      }
+      scores += count;
       left -= count;
       x += count;
       if (x < task_.width) break;
@@ -162,25 +161,37 @@ class StatisticsRows {
       if (++y == task_.cell_row_edges[cell_row + 1]) finish_cell_row(row, cell_row++, sums.m, columns);
     }
     next_cell_row_ = cell_row;
-  }
-
-  static void add(Number* __restrict to, const Number* __restrict from, int64_t count) {
-    constexpr int kLanes = Numbers<Number>::kLanes;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store<Number>(to + i, load(to + i) + load(from + i));
-    for (; i < count; ++i) to[i] += from[i];
+    sums.l += l;
+    sums.t += t;
+    sums.cell_l += kSharpened ? cell_l : l;
   }
 
   void finish_cell_row(int64_t row, int64_t cell_row, Number m, Number* columns) {
     Number* out = task_.pooled + (row * task_.cell_rows + cell_row) * task_.cell_columns;
-    for (int64_t cell = 0; cell < task_.cell_columns; ++cell) {
-      Number sum = 0;
-      for (int64_t x = task_.cell_column_edges[cell]; x < task_.cell_column_edges[cell + 1]; ++x) sum += columns[x];
-      out[cell] = sum;
+    switch (task_.width % task_.cell_columns == 0 ? task_.width / task_.cell_columns : 0) {
+      case 1: sum_even_cells<1>(columns, task_.cell_columns, out); break;
+      case 2: sum_even_cells<2>(columns, task_.cell_columns, out); break;
+      case 4: sum_even_cells<4>(columns, task_.cell_columns, out); break;
+      default:
+        for (int64_t cell = 0; cell < task_.cell_columns; ++cell) {
+          Number sum = 0;
+          for (int64_t x = task_.cell_column_edges[cell]; x < task_.cell_column_edges[cell + 1]; ++x) sum += columns[x];
+          out[cell] = sum;
+        }
     }
     task_.cell_maxima[row * task_.cell_row_stride + cell_row] = m;
     for (int64_t x = 0; x < task_.column_stride; x += Numbers<Number>::kLanes)
       store<Number>(columns + x, LanesOf<Number>{});
+  }
+
+  // With a size that the compiler knows it adds whole vectors of cells.
+  template <int kSize>
+  static void sum_even_cells(const Number* __restrict columns, int64_t cells, Number* __restrict out) {
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      Number sum = 0;
+      for (int i = 0; i < kSize; ++i) sum += columns[cell * kSize + i];
+      out[cell] = sum;
+    }
   }
 
   void finish_row(int64_t row) {
