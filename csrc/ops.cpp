@@ -12,7 +12,7 @@
 //   nerve_kernels::_attention_statistics_cpp(Tensor q, Tensor k, SymInt[] grid, SymInt[] window, SymInt[] cells,
 //                                            float scale, float sharpness, bool bfloat16)
 //                                            -> (Tensor, Tensor, Tensor, Tensor, Tensor)
-//   nerve_kernels::_fuse_attention_maps_cpp(Tensor maps, Tensor w) -> Tensor
+//   nerve_kernels::_fuse_attention_maps_cpp(Tensor maps, Tensor w, bool widen) -> Tensor
 //   nerve_kernels::_local_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,
 //                                      float scale, bool normalize) -> Tensor
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,

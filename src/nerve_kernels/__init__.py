@@ -18,12 +18,14 @@ from .attention import (
 )
 from .heads import head_weights
 from .mixed_affinity import MixedAffinity, mix
+from .statistics import AttentionStatistics, attention_statistics
 from .walk import random_walk, random_walk_limit
 from .warmup import warmup
 
 __version__ = version("nerve-kernels")
 
 __all__ = [
+    "AttentionStatistics",
     "BackendUnavailableError",
     "LocalAffinity",
     "LowRankAffinity",
@@ -32,6 +34,7 @@ __all__ = [
     "attention_entropy",
     "attention_map_entropy",
     "attention_marginal",
+    "attention_statistics",
     "available_backends",
     "fuse_attention",
     "fuse_attention_maps",

@@ -40,7 +40,8 @@ class _Layer:
     scale: float
 
 
-def _one_or_many(value: Tensor | Sequence[Tensor] | None, name: str, layers: int) -> list[Tensor | None]:
+def one_or_many(value: Tensor | Sequence[Tensor] | None, name: str, layers: int) -> list[Tensor | None]:
+    """What was given for each of the layers: a tensor for one, a list for several, or nothing for any."""
     if value is None:
         return [None] * layers
     found = [value] if isinstance(value, Tensor) else check_list(name, value, ONE_OR_MANY)
@@ -60,21 +61,14 @@ def _layers(
     """The checked layers and the grid of the affinity: the one asked for, or the finest."""
     check_backend(backend)
     single = isinstance(q, Tensor)
-    if single and grids is not None:
-        raise ValueError(refusal("grids", "None where q is one layer", repr(grids), "give grid=(H, W)"))
-    queries = [q] if isinstance(q, Tensor) else check_list("q", q, ONE_OR_MANY)
-    if not queries:
-        raise ValueError(refusal("q", "at least one layer", "an empty list"))
-    layer_grids = _layer_grids(grid, grids, len(queries), single=single)
-    finest = max(layer_grids, key=lambda g: g[0] * g[1])
-    target = finest if grid is None else check_grid("grid", grid)
+    queries, given, target = layer_grids(q, grid, grids)
     layers = []
     for index, (layer_q, layer_k, layer_w, layer_lse) in enumerate(
         zip(
             queries,
-            _one_or_many(k, "k", len(queries)),
-            _one_or_many(w, "w", len(queries)),
-            _one_or_many(lse, "lse", len(queries)),
+            one_or_many(k, "k", len(queries)),
+            one_or_many(w, "w", len(queries)),
+            one_or_many(lse, "lse", len(queries)),
             strict=True,
         )
     ):
@@ -83,18 +77,33 @@ def _layers(
         assert layer_k is not None
         check_head_weights(layer_w, layer_q, prefix)
         assert layer_w is not None
-        check_tokens(f"{prefix}grid", layer_grids[index], layer_q.shape[2], "q")
-        check_tokens(f"{prefix}grid", layer_grids[index], layer_k.shape[2], "k")
+        check_tokens(f"{prefix}grid", given[index], layer_q.shape[2], "q")
+        check_tokens(f"{prefix}grid", given[index], layer_k.shape[2], "k")
         layer_scale = check_scale(scale, layer_q.shape[3])
         layer_lse = lse_or_compute(layer_q, layer_k, layer_lse, layer_scale, backend, prefix)
-        layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, layer_grids[index], layer_scale))
+        layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, given[index], layer_scale))
     batches = {layer.q.shape[0] for layer in layers}
     if len(batches) > 1:
         raise ValueError(refusal("q", "one batch size in all layers", sorted(batches)))
     return layers, target
 
 
-def _layer_grids(grid: Grid | None, grids: Sequence[Grid] | None, layers: int, *, single: bool) -> list[Grid]:
+def layer_grids(
+    q: Tensor | Sequence[Tensor], grid: Grid | None, grids: Sequence[Grid] | None
+) -> tuple[list[Tensor], list[Grid], Grid]:
+    """The queries and the grid of each layer, and the grid of the affinity: the one asked for, or the finest."""
+    single = isinstance(q, Tensor)
+    if single and grids is not None:
+        raise ValueError(refusal("grids", "None where q is one layer", repr(grids), "give grid=(H, W)"))
+    queries = [q] if isinstance(q, Tensor) else check_list("q", q, ONE_OR_MANY)
+    if not queries:
+        raise ValueError(refusal("q", "at least one layer", "an empty list"))
+    given = _given_grids(grid, grids, len(queries), single=single)
+    finest = max(given, key=lambda g: g[0] * g[1])
+    return queries, given, finest if grid is None else check_grid("grid", grid)
+
+
+def _given_grids(grid: Grid | None, grids: Sequence[Grid] | None, layers: int, *, single: bool) -> list[Grid]:
     if single:
         if grid is None:
             raise ValueError(refusal("grid", "(H, W) of the tokens", None))

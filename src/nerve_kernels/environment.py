@@ -26,6 +26,11 @@ VARIABLES = (
         "at each call",
     ),
     Variable(
+        ("NERVE_KERNELS_STATISTICS_MEMORY",),
+        "MiB that a pipeline may keep of one image so that other head weights cost no new pass (1024); 0 keeps nothing",
+        "at each image",
+    ),
+    Variable(
         ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
         "set by `torchrun`: `nerve-evaluate` divides the images among its processes",
         "when an evaluation starts",
@@ -39,6 +44,14 @@ VARIABLES = (
     Variable(("CUDA_HOME", "CUDA_PATH"), "where nvcc is, if not on the PATH", "at build time"),
     Variable(("TORCH_CUDA_ARCH_LIST",), "the GPUs that the CUDA extension is compiled for", "at build time"),
 )
+
+
+def statistics_memory() -> int:
+    """Bytes that a pipeline may keep of every head's attention to windows and cells."""
+    text = os.environ.get("NERVE_KERNELS_STATISTICS_MEMORY", "1024")
+    if not text.isdecimal():
+        raise ValueError(f"NERVE_KERNELS_STATISTICS_MEMORY: expected MiB as a whole number ≥ 0, got {text!r}")
+    return int(text) << 20
 
 
 def interpreting_triton() -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
+from ._operators import attention as operators
 from ._operators.checks import (
     MAX_FLOAT32,
     MIN_NORMAL_FLOAT32,
@@ -24,8 +25,9 @@ from ._operators.checks import (
     refusal,
     shape_of,
 )
+from ._operators.library import accumulation_dtype
 
-Criterion = Literal["entropy", "information", "uniform"]
+Criterion = Literal["entropy", "information", "cell_information", "uniform"]
 CRITERIA = get_args(Criterion)
 _OWN_SUMS = (torch.float32, torch.float64)  # dtypes whose means are taken in them
 
@@ -38,6 +40,7 @@ def head_weights(
     temperature: float = ...,
     criterion: Criterion = ...,
     marginal: Tensor | None = ...,
+    pooled: Tensor | None = ...,
     keep: int | None = ...,
 ) -> Tensor: ...
 @overload
@@ -48,6 +51,7 @@ def head_weights(
     temperature: float = ...,
     criterion: Criterion = ...,
     marginal: Sequence[Tensor] | None = ...,
+    pooled: Sequence[Tensor] | None = ...,
     keep: int | None = ...,
 ) -> list[Tensor]: ...
 def head_weights(
@@ -57,21 +61,25 @@ def head_weights(
     temperature: float = 0.1,
     criterion: Criterion = "entropy",
     marginal: Tensor | Sequence[Tensor] | None = None,
+    pooled: Tensor | Sequence[Tensor] | None = None,
     keep: int | None = None,
 ) -> Tensor | list[Tensor]:
     """Weight of each attention head, from how sharp (or how informative) its rows are.
 
     ``w = softmax_h(−mean_i 𝓗⁽ʰ⁾ᵢ / (τ log N_k))`` for ``criterion="entropy"`` (the paper: low entropy, high weight);
     ``w = softmax_h(I_h / (τ log N_k))`` with ``I_h = H(mean_i A⁽ʰ⁾ᵢ·) − mean_i 𝓗⁽ʰ⁾ᵢ`` for ``"information"`` (ours: the
-    mutual information of query and key, near 0 for sinks, which entropy mistakes for sharp heads); the same weight for
-    every head, whatever its rows, for ``"uniform"`` (ours: what the others are measured against).
+    mutual information of query and key, near 0 for sinks, which entropy mistakes for sharp heads); the mutual
+    information of query and *cell*, in place of key, over log M for ``"cell_information"`` (ours: as good in our
+    measurements, and free where :func:`attention_statistics` has kept the cells); the same weight for every head,
+    whatever its rows, for ``"uniform"`` (ours: what the others are measured against).
 
     Args:
         entropy: (B, heads, N) from :func:`attention_entropy`, nats; or a list, one for each layer (or timestep).
         num_keys: N_k of the layer, or a list. N_k = 1 says nothing about a head: such a layer scores 0.
         temperature: τ > 0. Small: the best head takes all; large: all heads alike.
-        criterion: ``"entropy"``, ``"information"`` or ``"uniform"``.
+        criterion: ``"entropy"``, ``"information"``, ``"cell_information"`` or ``"uniform"``.
         marginal: (B, heads, N_k) from :func:`attention_marginal`, or a list; needed for ``"information"`` only.
+        pooled: (B, heads, N, M) of :func:`attention_statistics`, or a list; needed for ``"cell_information"`` only.
         keep: Keep the ``keep`` best heads (over all layers) and give the others weight 0; of equally good ones, as
             all are for ``"uniform"``, the first.
 
@@ -90,6 +98,12 @@ def head_weights(
         >>> bool(w[0, 0] > w[0, 1]), round(w.sum().item(), 6)
         (True, 1.0)
     """
+    if criterion == "cell_information":
+        entropy, num_keys, marginal = _of_cells(entropy, marginal, pooled)
+        criterion = "information"
+    elif pooled is not None:
+        wanted = f"None, as criterion={criterion!r} does not use it"
+        raise ValueError(refusal("pooled", wanted, kind_of(pooled), "give criterion='cell_information' with it"))
     single = isinstance(entropy, Tensor)
     if single and criterion == "entropy" and marginal is None and keep is None and isinstance(num_keys, int):
         return _weights_of_one_layer(entropy, num_keys, temperature)  # type: ignore[arg-type]
@@ -141,6 +155,29 @@ def _check_layer(entropy: Tensor, keys: int) -> None:
     _, heads, rows = entropy.shape
     if heads < 1 or rows < 1:
         raise ValueError(refusal("entropy", "at least one head and one row to average", shape_of(entropy)))
+
+
+def _of_cells(
+    entropy: Tensor | Sequence[Tensor], marginal: Any, pooled: Tensor | Sequence[Tensor] | None
+) -> tuple[Any, Any, Any]:
+    """Entropy, number of keys and marginal of the attention to cells: the information of query and cell."""
+    if marginal is not None:
+        wanted = "None, as criterion='cell_information' does not use it"
+        raise ValueError(refusal("marginal", wanted, kind_of(marginal), "give criterion='information' with it"))
+    if pooled is None:
+        wanted = "attention_statistics(q, k).pooled of each layer for criterion='cell_information'"
+        raise ValueError(refusal("pooled", wanted, None))
+    entropies = [entropy] if isinstance(entropy, Tensor) else check_list("entropy", entropy, ONE_OR_MANY)
+    found = [pooled] if isinstance(pooled, Tensor) else check_list("pooled", pooled, ONE_OR_MANY)
+    check_list("pooled", found, f"{len(entropies)} tensors, one for each layer", length=len(entropies))
+    for layer, cells in zip(entropies, found, strict=True):
+        check_tensor("entropy", layer, 3, "(B, heads, N)")
+        check_tensor("pooled", cells, 4, "(B, heads, N, M)")
+        check_shape("pooled", cells, (*layer.shape, cells.shape[3]), "(B, heads, N, M) of entropy")
+    of_cells = [operators.attention_map_entropy(cells, None) for cells in found]
+    marginals = [cells.mean(2, dtype=accumulation_dtype(cells)) for cells in found]
+    counts = [cells.shape[3] for cells in found]
+    return (of_cells[0], counts[0], marginals[0]) if isinstance(entropy, Tensor) else (of_cells, counts, marginals)
 
 
 def _marginals(marginal: Tensor | Sequence[Tensor] | None, criterion: str, layers: int) -> list[Tensor | None]:

@@ -25,6 +25,7 @@ __all__ = [
     "attention_entropy",
     "attention_map_entropy",
     "attention_marginal",
+    "attention_statistics",
     "best_labels",
     "cell_average",
     "fuse_attention",
@@ -62,6 +63,26 @@ def attention_entropy(
 def attention_marginal(q: Tensor, k: Tensor, *, scale: float | None = None) -> Tensor:
     """mⱼ = (1/N) Σᵢ Aᵢⱼ, (B, heads, N_k)."""
     return attention(q, k, scale=scale).mean(-2)
+
+
+def attention_statistics(
+    q: Tensor,
+    k: Tensor,
+    *,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    cells: tuple[int, int],
+    scale: float | None = None,
+    global_sharpness: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(𝓗, lse, local, pooled): A on each token's window, 0 outside the grid, and softmax(γ · scores) summed by cell."""
+    entropy, lse = attention_entropy(q, k, scale=scale, return_lse=True)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    neighbour, inside = window_neighbours(grid, window)
+    every = attention(q, k, scale=scale)
+    local = every.gather(-1, neighbour.to(q.device).expand(*every.shape[:2], -1, -1)) * inside.to(q.device)
+    membership = (cell_average(grid, cells) > 0).double().to(q.device)
+    return entropy, lse, local, attention(q, k, scale=scale * global_sharpness) @ membership
 
 
 def attention_map_entropy(maps: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ METHODS = (
     Method("clip+walk uniform", {"criterion": "uniform"}),
     Method("clip+walk entropy", {"criterion": "entropy"}),
     Method("clip+walk information", {"criterion": "information"}),
+    Method("clip+walk cell information", {"criterion": "cell_information"}),
     Method("local only", {"criterion": "entropy", "beta": 0.0}),
     Method("global only", {"criterion": "entropy", "beta": 1.0}),
 )

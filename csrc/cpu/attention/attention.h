@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_statistics(Tensor q
 Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale);
 Tensor attention_map_entropy(Tensor maps);
 Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale);
-Tensor fuse_attention_maps(Tensor maps, Tensor w);
+Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen);
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize);
 Tensor global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> cells,

@@ -89,17 +89,18 @@ Tensor attention_map_entropy(Tensor maps) {
   return entropy;
 }
 
-Tensor fuse_attention_maps(Tensor maps, Tensor w) {
+Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen) {
   check_maps(maps);
   check_weights(w, maps);
-  Tensor fused = torch::stable::new_empty(maps, {maps.size(0), maps.size(2), maps.size(3)});
+  const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
+  const ScalarType dtype = widen ? number_dtype(is_double) : maps.scalar_type();
+  Tensor fused = torch::stable::new_empty(maps, {maps.size(0), maps.size(2), maps.size(3)}, dtype);
   if (fused.numel() == 0) return fused;
   const Tokens rows = merge_rows(Tokens(maps));
-  const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
   with_number(is_double, [&](auto number) {
     using Number = decltype(number);
     const std::vector<Number> weights = read_weights<Number>(w);
-    with_dtype(maps.scalar_type(), "maps", [&](auto output) {
+    with_dtype(dtype, "maps", [&](auto output) {
       auto* out = static_cast<decltype(output)*>(fused.mutable_data_ptr());
       const int64_t grain = rows_per_task(rows.heads * rows.channels);
       torch::stable::parallel_for(0, rows.batch * rows.count, grain, [&](int64_t begin, int64_t end) {

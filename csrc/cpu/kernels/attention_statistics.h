@@ -194,33 +194,40 @@ class StatisticsRows {
     }
   }
 
+  // Not a number where every key was masked: there is no distribution.
+  static double log_of_sum(LanesOf<Number> lanes, Number m) {
+    double sum = 0;
+    for (int i = 0; i < Numbers<Number>::kLanes; ++i) sum += static_cast<double>(lanes[i]);
+    if (m == Numbers<Number>::kLowest || sum != sum) return __builtin_nan("");
+    return log_normal<double>(broadcast<double>(sum))[0];
+  }
+
   void finish_row(int64_t row) {
     using N = Numbers<Number>;
     using Lanes = LanesOf<Number>;
     const RowSums<Number>& sums = rows_[row];
     finish(Statistics<Number>{broadcast<Number>(sums.m), sums.l, sums.t}, task_.keys, task_.entropy[row],
            task_.lse[row]);
-    const Lanes lse = broadcast<Number>(task_.lse[row]);
+    // (s - m) - log l, not s - lse: what is near the maximum keeps its digits however large the scores are
+    const Lanes m = broadcast<Number>(sums.m);
+    const Lanes log_mass = broadcast<Number>(static_cast<Number>(log_of_sum(sums.l, sums.m)));
     const int64_t size = task_.window_height * task_.window_width;
     Number* local = task_.local + row * size;
     for (int64_t o = 0; o < size; o += N::kLanes) {
       const int64_t count = size - o < N::kLanes ? size - o : N::kLanes;
       Lanes scores = {};
       for (int64_t i = 0; i < count; ++i) scores[i] = local[o + i];
-      const Lanes e = exp_any<Number>(scores - lse);
+      const Lanes e = exp_any<Number>((scores - m) - log_mass);
       for (int64_t i = 0; i < count; ++i) local[o + i] = e[i];
     }
-    double cell_l = 0;
-    for (int i = 0; i < N::kLanes; ++i) cell_l += static_cast<double>(sums.cell_l[i]);
-    if (sums.m == N::kLowest) cell_l = __builtin_nan("");  // every key was masked: there is no distribution
-    const double log_mass = cell_l == cell_l ? log_normal<double>(broadcast<double>(cell_l))[0] : cell_l;
-    const double top = static_cast<double>(task_.sharpness) * static_cast<double>(sums.m);
-    task_.cell_lse[row] = static_cast<Number>(top + log_mass);
+    const double cell_log_mass = log_of_sum(sums.cell_l, sums.m);
+    task_.cell_lse[row] =
+        static_cast<Number>(static_cast<double>(task_.sharpness) * static_cast<double>(sums.m) + cell_log_mass);
     Number* maxima = task_.cell_maxima + row * task_.cell_row_stride;
     Number* pooled = task_.pooled + row * task_.cell_rows * task_.cell_columns;
-    const Lanes m = broadcast<Number>(sums.m), log_of_sum = broadcast<Number>(static_cast<Number>(log_mass));
+    const Lanes of_cells = broadcast<Number>(static_cast<Number>(cell_log_mass));
     for (int64_t first = 0; first < task_.cell_rows; first += N::kLanes) {
-      const Lanes factor = exp_any<Number>((load(maxima + first) - m) * task_.sharpness - log_of_sum);
+      const Lanes factor = exp_any<Number>((load(maxima + first) - m) * task_.sharpness - of_cells);
       store<Number>(maxima + first, factor);
     }
     for (int64_t cell_row = 0; cell_row < task_.cell_rows; ++cell_row)

@@ -93,7 +93,8 @@ def run(
     ] = None,
     walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
     criterion: Annotated[
-        str | None, option("--criterion", "--heads", help="Head weights by entropy, information or uniform.")
+        str | None,
+        option("--criterion", "--heads", help="Head weights by entropy, information, cell_information or uniform."),
     ] = None,
     local_only: Annotated[bool, option("--local-only", help="The local affinity alone (beta = 0).")] = False,
     global_only: Annotated[bool, option("--global-only", help="The global affinity alone (beta = 1).")] = False,

@@ -125,7 +125,12 @@ def segment(
     temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
     criterion: Annotated[
         str | None,
-        option("--criterion", "--heads", help="Head weights by entropy, information or uniform.", values=CRITERIA),
+        option(
+            "--criterion",
+            "--heads",
+            help="Head weights by entropy, information, cell_information or uniform.",
+            values=CRITERIA,
+        ),
     ] = None,
     keep: Annotated[int | None, option(help="Use only so many attention maps, the best.")] = None,
     window: Annotated[int | None, option(help="Side of the local affinity's window in tokens, odd.")] = None,

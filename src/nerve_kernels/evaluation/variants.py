@@ -18,6 +18,7 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "heads uniform": {"criterion": "uniform"},
     "heads entropy": {"criterion": "entropy"},
     "heads information": {"criterion": "information"},
+    "heads cell information": {"criterion": "cell_information"},
     "local only": {"beta": 0.0},
     "global only": {"beta": 1.0},
     "half of each": {"beta": 0.5},

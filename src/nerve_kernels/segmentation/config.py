@@ -62,7 +62,8 @@ class NerveConfig:
             usual list; empty: no background.
         probability_threshold: pixels whose best probability is below it become background,
             or unlabelled where there is no background label. In [0, 1].
-        criterion: head weights by ``"entropy"`` (the paper), ``"information"``, or ``"uniform"``.
+        criterion: head weights by ``"entropy"`` (the paper), ``"information"``, ``"cell_information"``, or
+            ``"uniform"``.
         temperature: τ of the head weights, > 0.
         keep: keep the `keep` best heads; None: all. Of no effect with ``"uniform"``.
         window: side of the local affinity's window in tokens, odd, or (rows, columns).

@@ -25,7 +25,7 @@ from .text_image.templates import TEMPLATES, resolve_templates
 SEQUENCE_FIELDS = ("timesteps", "layers", "templates", "background_words", "window", "cells")
 DENSE_FEATURES = ("value", "key_key", "query_query", "query_key")
 SEED_MODES = ("cosine", "cross_attention")
-CRITERIA = ("entropy", "information", "uniform")
+CRITERIA = ("entropy", "information", "cell_information", "uniform")
 # Sixteen times what the models were trained for; what is larger is a slip, and would end in no memory at all.
 MAX_SIDE = 8192
 

@@ -123,7 +123,7 @@ class OpenedImage:
     def head_weights(self, config: NerveConfig) -> list[HeadWeight]:
         """Every head of every layer, in the models' order."""
         builder = self._builder()
-        entropies, _ = builder.entropies(config.backend)
+        entropies, _ = builder.entropies(config)
         found = []
         for layer, weights, entropy in zip(builder.layers, builder.weights(config), entropies, strict=True):
             largest = torch.tensor(float(layer.k.shape[2])).log().clamp(min=1e-9)

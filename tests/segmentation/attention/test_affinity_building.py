@@ -13,7 +13,10 @@ from nerve_kernels.segmentation.attention import affinity_building
 from nerve_kernels.segmentation.attention.affinity_building import AffinityBuilder, check_affinity_settings
 
 LABELS = "cat, dog|puppy, grass"
-OPERATIONS = ("attention_entropy", "attention_marginal", "head_weights", "local_affinity", "global_affinity")
+OPERATIONS = (
+    "attention_statistics", "attention_entropy", "attention_marginal", "head_weights", "local_affinity",
+    "global_affinity",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -45,13 +48,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ({"steps": 2}, []),
         ({"tolerance": 0.05}, []),
         ({"limit_walk": True}, []),
-        ({"window": 5}, ["local_affinity"]),
-        ({"cells": 2}, ["global_affinity"]),
+        ({"window": 5}, ["attention_statistics"]),
+        ({"cells": 2}, ["attention_statistics"]),
         ({"cells": 2, "beta": 0.0}, []),
         ({"window": 5, "beta": 1.0}, []),
-        ({"temperature": 2.0}, ["head_weights", "global_affinity", "local_affinity"]),
-        ({"keep": 2, "beta": 0.0}, ["head_weights", "local_affinity"]),
-        ({"criterion": "information", "beta": 1.0}, ["attention_marginal", "head_weights", "global_affinity"]),
+        ({"temperature": 2.0}, ["head_weights"]),
+        ({"keep": 2, "beta": 0.0}, ["head_weights"]),
+        ({"criterion": "information", "beta": 1.0}, ["attention_marginal", "head_weights"]),
+        ({"criterion": "cell_information", "beta": 1.0}, ["head_weights"]),
+        ({"criterion": "cell_information", "cells": 2}, ["attention_statistics", "head_weights"]),
     ],
     ids=str,
 )
@@ -74,7 +79,40 @@ def test_backends_are_kept_apart(pipeline, wide_image, calls):
     builder = pipeline.encode(wide_image).builder
     for backend in ("eager", None, "eager", None):
         builder.build(pipeline.config.replace(backend=backend))
-    assert calls.count("local_affinity") == calls.count("global_affinity") == 2
+    assert calls.count("attention_statistics") == 4  # one is kept, and as many bytes as one may have
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        ({"window": 5}, ["local_affinity"]),
+        ({"cells": 2}, ["global_affinity"]),
+        ({"temperature": 2.0}, ["head_weights", "global_affinity", "local_affinity"]),
+        ({"keep": 2, "beta": 0.0}, ["head_weights", "local_affinity"]),
+        ({"criterion": "information", "beta": 1.0}, ["attention_marginal", "head_weights", "global_affinity"]),
+        ({"criterion": "cell_information", "beta": 0.0}, ["attention_statistics", "head_weights", "local_affinity"]),
+    ],
+    ids=str,
+)
+def test_without_room_for_every_head_each_affinity_is_a_pass(
+    pipeline, wide_image, calls, monkeypatch, change, computed
+):
+    kept = pipeline(wide_image, LABELS)
+    monkeypatch.setenv("NERVE_KERNELS_STATISTICS_MEMORY", "0")
+    calls.clear()
+    features = pipeline.encode(wide_image)
+    without = pipeline.segment(features, LABELS)
+    assert "attention_statistics" not in calls
+    assert torch.allclose(without.token_probabilities, kept.token_probabilities, atol=1e-5)
+    calls.clear()
+    pipeline.segment(features, LABELS, config=pipeline.config.replace(**change))
+    assert list(dict.fromkeys(calls)) == computed
+
+
+def test_a_memory_that_is_no_number_is_refused(pipeline, wide_image, monkeypatch):
+    monkeypatch.setenv("NERVE_KERNELS_STATISTICS_MEMORY", "lots")
+    with pytest.raises(ValueError, match="NERVE_KERNELS_STATISTICS_MEMORY: expected MiB"):
+        pipeline(wide_image, LABELS)
 
 
 def test_only_the_latest_parts_are_kept(pipeline, wide_image, calls):
@@ -86,7 +124,7 @@ def test_only_the_latest_parts_are_kept(pipeline, wide_image, calls):
     builder.build(pipeline.config.replace(temperature=temperatures[-1], beta=0.0))
     assert calls == []
     builder.build(pipeline.config.replace(temperature=pipeline.config.temperature, beta=0.0))
-    assert calls == ["head_weights", "local_affinity"]
+    assert calls == ["head_weights"]
 
 
 def test_what_was_let_go_of_is_saved_all_the_same(pipeline, wide_image, tmp_path):

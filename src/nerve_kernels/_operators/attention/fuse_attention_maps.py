@@ -8,24 +8,25 @@ from torch import Tensor
 from nerve_kernels._operators.library import Operator, accumulation_dtype
 
 
-def eager(maps: Tensor, w: Tensor) -> Tensor:
+def eager(maps: Tensor, w: Tensor, widen: bool) -> Tensor:
     """Σ_h w_h A⁽ʰ⁾ with one read of the maps and a float32 accumulator of one map."""
     dtype = accumulation_dtype(maps, w)
-    fused = maps.new_empty((maps.shape[0], *maps.shape[2:]))
+    fused = fake(maps, w, widen)
     for b in range(maps.shape[0]):
         total = maps.new_zeros(maps.shape[2:], dtype=dtype)
         for h in range(maps.shape[1]):
             total.addcmul_(maps[b, h].to(dtype), w[b, h].to(dtype))
-        fused[b] = total.to(maps.dtype)
+        fused[b] = total.to(fused.dtype)
     return fused
 
 
-def fake(maps: Tensor, w: Tensor) -> Tensor:
-    """A dense map."""
-    return maps.new_empty((maps.shape[0], *maps.shape[2:]))
+def fake(maps: Tensor, w: Tensor, widen: bool) -> Tensor:
+    """A dense map in the dtype of the maps, or in that of the sums."""
+    dtype = accumulation_dtype(maps, w) if widen else maps.dtype
+    return maps.new_empty((maps.shape[0], *maps.shape[2:]), dtype=dtype)
 
 
-def backward(grad: Tensor, maps: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def backward(grad: Tensor, maps: Tensor, w: Tensor, widen: bool) -> tuple[Tensor, Tensor]:
     """dA⁽ʰ⁾ = w_h g and dw_h = Σ g A⁽ʰ⁾."""
     dtype = accumulation_dtype(maps, w)
     grad_maps = (grad.to(dtype).unsqueeze(1) * w.to(dtype)[:, :, None, None]).to(maps.dtype)
@@ -34,7 +35,7 @@ def backward(grad: Tensor, maps: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 fuse_attention_maps = Operator(
-    "fuse_attention_maps(Tensor maps, Tensor w) -> Tensor",
+    "fuse_attention_maps(Tensor maps, Tensor w, bool widen=False) -> Tensor",
     eager=eager,
     fake=fake,
     backward=backward,

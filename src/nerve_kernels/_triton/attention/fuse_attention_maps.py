@@ -50,8 +50,9 @@ def plan(maps: Tensor, w: Tensor, fused: Tensor) -> Launch:
     )
 
 
-def run(maps: Tensor, w: Tensor) -> Tensor:
-    """The weighted sum of explicit maps over heads, in the dtype of the maps."""
-    fused = torch.empty((maps.shape[0], *maps.shape[2:]), dtype=maps.dtype, device=maps.device)
+def run(maps: Tensor, w: Tensor, widen: bool = False) -> Tensor:
+    """The weighted sum of explicit maps over heads, in the dtype of the maps, or in float32."""
+    dtype = torch.float32 if widen else maps.dtype
+    fused = torch.empty((maps.shape[0], *maps.shape[2:]), dtype=dtype, device=maps.device)
     plan(maps, w.contiguous(), fused).run()
     return fused

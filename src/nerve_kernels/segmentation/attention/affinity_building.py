@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,8 @@ import torch
 import nerve_kernels as nk
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.affinity import Affinity
+from nerve_kernels.environment import statistics_memory
+from nerve_kernels.grids import default_cells
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.finite import require_finite
 from nerve_kernels.segmentation.kept import Kept
@@ -59,8 +61,11 @@ class AffinityBuilder:
     Args:
         layers: queries and keys of at least one layer.
 
-    Entropies do not depend on the config; head weights, the local and the global affinity are kept by the settings
-    that each depends on, the latest few. So beta, alpha and the steps of the walk cost no new affinity.
+    One pass over the scores keeps what every head gives to windows and cells, so that other head weights are a matter
+    of reading it; where that would not fit into memory (``NERVE_KERNELS_STATISTICS_MEMORY``), entropies and affinities
+    are passes of their own. Which of the two depends on the config alone, never on what was built before. Weights and
+    affinities are kept by the settings that each depends on, the latest few. So beta, alpha and the steps of the walk
+    cost no new affinity.
     """
 
     def __init__(self, layers: Sequence[CapturedLayer]) -> None:
@@ -69,25 +74,63 @@ class AffinityBuilder:
         self.layers = tuple(layers)
         self.grid = largest_grid(layers)
         self._entropies: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self._statistics: Kept[nk.AttentionStatistics] = Kept(1)  # as large as the variable allows
         self._weights: Kept[list[torch.Tensor]] = Kept(MAX_KEPT)
         self._local: Kept[nk.LocalAffinity] = Kept(MAX_KEPT)
         self._global: Kept[nk.LowRankAffinity] = Kept(MAX_KEPT)
 
-    def entropies(self, backend: str | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def statistics(self, config: NerveConfig) -> nk.AttentionStatistics | None:
+        """What every head gives to the config's windows and cells, or None where that would not fit."""
+        if not self._statistics_fit(config):
+            return None
+        window, cells = self._window(config), self._cells(config)
+
+        def look() -> nk.AttentionStatistics:
+            q, k = [layer.q for layer in self.layers], [layer.k for layer in self.layers]
+            grids, backend = [layer.grid for layer in self.layers], config.backend
+            found = nk.attention_statistics(
+                q, k, grid=self.grid, grids=grids, window=window, cells=cells, backend=backend
+            )
+            _require_finite(found.entropy)
+            return found
+
+        return self._statistics.get((window, cells, config.backend), look)
+
+    def entropies(self, config: NerveConfig) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Per layer the entropies (B, heads, N) in nats, and the logarithms of the softmax's sums."""
+        found = self.statistics(config)
+        if found is not None:
+            return list(found.entropy), list(found.lse)
         if self._entropies is None:
-            pairs = [nk.attention_entropy(layer.q, layer.k, return_lse=True, backend=backend) for layer in self.layers]
-            for entropy, _ in pairs:  # as finite as the queries and keys, and far smaller
-                require_finite(entropy, DIFFUSION)
+            options: dict[str, Any] = {"return_lse": True, "backend": config.backend}
+            pairs = [nk.attention_entropy(layer.q, layer.k, **options) for layer in self.layers]
+            _require_finite([pair[0] for pair in pairs])
             self._entropies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         return self._entropies
+
+    def _statistics_fit(self, config: NerveConfig) -> bool:
+        if any(side > limit for layer in self.layers for side, limit in zip(layer.grid, self.grid, strict=True)):
+            return False
+        cells = self._cells(config) or default_cells(self._coarsest())
+        window = self._window(config)
+        row = 4 * (window[0] * window[1] + cells[0] * cells[1])
+        return sum(layer.q.shape[:3].numel() * row for layer in self.layers) <= statistics_memory()
+
+    def _window(self, config: NerveConfig) -> tuple[int, int]:
+        return _at_most(config.window, [2 * side - 1 for side in self.grid])
+
+    def _cells(self, config: NerveConfig) -> tuple[int, int] | None:
+        return None if config.cells is None else _at_most(config.cells, self._coarsest())
+
+    def _coarsest(self) -> tuple[int, int]:
+        return min(layer.grid[0] for layer in self.layers), min(layer.grid[1] for layer in self.layers)
 
     def weights(self, config: NerveConfig) -> list[torch.Tensor]:
         """Per layer the head weights (B, heads); they sum to 1 over all layers and heads."""
         return self._weights.get(_settings(config), lambda: self._weigh(config))
 
     def _weigh(self, config: NerveConfig) -> list[torch.Tensor]:
-        entropies, lses = self.entropies(config.backend)
+        entropies, lses = self.entropies(config)
         marginals = None
         if config.criterion == "information":
             marginals = [
@@ -100,8 +143,22 @@ class AffinityBuilder:
             temperature=config.temperature,
             criterion=cast(Any, config.criterion),
             marginal=marginals,
+            pooled=self._pooled(config) if config.criterion == "cell_information" else None,
             keep=None if config.criterion == "uniform" else config.keep,  # equal heads have no best ones
         )
+
+    def _pooled(self, config: NerveConfig) -> list[torch.Tensor]:
+        """The attention of each layer's heads to the cells."""
+        found = self.statistics(config)
+        if found is not None:
+            return list(found.pooled)
+        kept = [
+            nk.attention_statistics(
+                layer.q, layer.k, grid=layer.grid, window=1, cells=self._cells(config), backend=config.backend
+            )
+            for layer in self.layers
+        ]
+        return [one.pooled for one in kept]  # type: ignore[misc]
 
     def build(self, config: NerveConfig) -> Affinity:
         """S = β S_global + (1 − β) S_local on the largest grid; at β = 0 or 1 one alone.
@@ -122,10 +179,13 @@ class AffinityBuilder:
 
     def local_affinity(self, config: NerveConfig) -> nk.LocalAffinity:
         """S_local; of the config, beta and cells are not used."""
-        window = _at_most(config.window, [2 * side - 1 for side in self.grid])
+        window = self._window(config)
 
         @phase(AFFINITY, "local")
         def make() -> nk.LocalAffinity:
+            found = self.statistics(config)
+            if found is not None:
+                return found.local_affinity(self.weights(config), backend=config.backend)
             q, k, weights, options = self._inputs(config)
             return nk.local_affinity(q, k, weights, window=window, **options)
 
@@ -133,11 +193,13 @@ class AffinityBuilder:
 
     def global_affinity(self, config: NerveConfig) -> nk.LowRankAffinity:
         """S_global; of the config, beta and window are not used."""
-        fewest = [min(sides) for sides in zip(*(layer.grid for layer in self.layers), strict=True)]
-        cells = None if config.cells is None else _at_most(config.cells, fewest)
+        cells = self._cells(config)
 
         @phase(AFFINITY, "global")
         def make() -> nk.LowRankAffinity:
+            found = self.statistics(config)
+            if found is not None:
+                return found.global_affinity(self.weights(config), backend=config.backend)
             q, k, weights, options = self._inputs(config)
             return nk.global_affinity(q, k, weights, cells=cells, **options)
 
@@ -148,15 +210,21 @@ class AffinityBuilder:
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], dict[str, Any]]:
         """q, k, weights and the options that both affinities take."""
         weights = self.weights(config)
-        _, lses = self.entropies(config.backend)
+        _, lses = self.entropies(config)
         grids = [layer.grid for layer in self.layers]
         options = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
         return [layer.q for layer in self.layers], [layer.k for layer in self.layers], weights, options
 
 
+def _require_finite(entropies: Iterable[torch.Tensor]) -> None:
+    for entropy in entropies:  # as finite as the queries and keys, and far smaller
+        require_finite(entropy, DIFFUSION)
+
+
 def _settings(config: NerveConfig) -> tuple[Hashable, ...]:
     """What head weights depend on, and with them every affinity."""
-    return config.criterion, config.temperature, config.keep, config.backend
+    cells = config.cells if config.criterion == "cell_information" else None
+    return config.criterion, config.temperature, config.keep, config.backend, cells
 
 
 def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:
