@@ -227,7 +227,7 @@ REFUSED = {
     "cells": (ValueError, lambda: made(cells=5), "cells: expected 1 to 3"),
     "storage": (ValueError, lambda: made(storage=torch.float16), "storage: expected torch.float32 or torch.bfloat16"),
     "sharpness": (ValueError, lambda: made(global_sharpness=0.0), "global_sharpness: expected a number > 0"),
-    "backend": (ValueError, lambda: made(backend="nope"), "backend"),
+    "backend": (nk.BackendUnavailableError, lambda: made(backend="nope"), "there is no such backend"),
     "keys of another size": (
         ValueError, lambda: nk.attention_statistics(Q, K[:, :, :, :3], grid=(3, 4)), "k: expected batch, heads",
     ),

@@ -79,7 +79,7 @@ def test_backends_are_kept_apart(pipeline, wide_image, calls):
     builder = pipeline.encode(wide_image).builder
     for backend in ("eager", None, "eager", None):
         builder.build(pipeline.config.replace(backend=backend))
-    assert calls.count("attention_statistics") == 4  # one is kept, and as many bytes as one may have
+    assert calls.count("attention_statistics") == 2  # what was built from the first ones is kept
 
 
 @pytest.mark.parametrize(
