@@ -98,6 +98,10 @@ def attention_outputs(add: Callable[[str, Tensor], None]) -> None:
                     entropy, lse = ops._attention_entropy_cpp(q, keys, scale)
                     add(f"attention_entropy {name}, entropy", entropy)
                     add(f"attention_entropy {name}, lse", lse)
+                for sharpness, bfloat16 in ((1.0, False), (2.0, False), (1.0, True)):
+                    found = ops._attention_statistics_cpp(q, k, grid, window, cells, scale, sharpness, bfloat16)
+                    for part, result in zip(("entropy", "lse", "local", "pooled", "cell_lse"), found, strict=True):
+                        add(f"attention_statistics {name}, {part}", result)
                 for sums in (torch.float32, torch.float64):
                     known = numbers.positive(2, 3, tokens, dtype=sums) + 8
                     kind = f"{name}, sums {short(sums)}"
@@ -111,8 +115,8 @@ def attention_outputs(add: Callable[[str, Tensor], None]) -> None:
                 maps[:, :, :, ::9] = 0
                 weights = numbers.positive(2, 5, dtype=dtype, count=5)
                 add(f"attention_map_entropy {name}", ops._attention_map_entropy_cpp(maps))
-                add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps, weights))
-                add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps.transpose(2, 3), weights))
+                add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps, weights, False))
+                add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps.transpose(2, 3), weights, False))
 
 
 def walk_outputs(add: Callable[[str, Tensor], None]) -> None:

@@ -181,11 +181,11 @@ def test_nothing_in_nothing_out() -> None:
         assert ops._attention_marginal_cpp(q, q, lse, 1.0).shape == (batch, heads, tokens)
         assert ops._attention_map_entropy_cpp(q).shape == (batch, heads, tokens)
         assert ops._fuse_attention_cpp(q, q, w, lse, 1.0).shape == (batch, tokens, tokens)
-        assert ops._fuse_attention_maps_cpp(q, w).shape == (batch, tokens, 8)
+        assert ops._fuse_attention_maps_cpp(q, w, False).shape == (batch, tokens, 8)
         neither = torch.empty(batch, heads, 1, 0).expand(
             batch, heads, 0, 0
         )  # rows that lie behind each other, of nothing
-        assert ops._fuse_attention_maps_cpp(neither, w).shape == (batch, 0, 0)
+        assert ops._fuse_attention_maps_cpp(neither, w, True).shape == (batch, 0, 0)
         assert ops._global_affinity_cpp(q, q, w, lse, [2, 3], [1, 2], 1.0).shape == (batch, tokens, 2)
         assert ops._local_affinity_cpp(q, q, w, lse, [2, 3], [3, 3], 1.0, False).shape == (batch, tokens, 9)
     without_heads = ops._local_affinity_cpp(q, q, w, lse, [2, 3], [3, 3], 1.0, True)
@@ -211,7 +211,7 @@ def every_result(q: Tensor, k: Tensor, w: Tensor, maps: Tensor) -> list[Tensor]:
         ops._attention_marginal_cpp(q, k, lse, 0.2),
         ops._fuse_attention_cpp(q, k, w, lse, 0.2),
         ops._attention_map_entropy_cpp(maps),
-        ops._fuse_attention_maps_cpp(maps, w),
+        ops._fuse_attention_maps_cpp(maps, w, False),
         ops._local_affinity_cpp(q, k, w, lse, [9, 15], [5, 7], 0.2, True),
         ops._local_affinity_cpp(q, k, w, lse, [9, 15], [5, 7], 0.2, False),
         ops._global_affinity_cpp(q, k, w, lse, [9, 15], [4, 4], 0.2),
