@@ -17,7 +17,7 @@ from nerve_kernels._operators.library import Gradient, Operator, accumulation_dt
 from nerve_kernels._triton.availability import why_unsupported_heads
 from nerve_kernels.grids import window_neighbours
 
-from .attention_entropy import refuse_overflow
+from .overflow import refusing_overflow
 from .score_blocks import head_blocks, probabilities, scores
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -64,7 +64,6 @@ def eager(
         # a masked key (score −inf) has p = 0 and must add 0, not 0 · −inf; a row with a NaN score is NaN in log_mass
         weighted = p.mul_(block.sub_(maximum)).nansum(-1)
         entropy[index][rows] = (log_mass - weighted).clamp_(min=0)
-    refuse_overflow(q, k, lse)
     return results
 
 
@@ -127,19 +126,12 @@ attention_statistics_cpp = define_native(
 )
 
 
-def cpp(q: Tensor, k: Tensor, *options: Any) -> Results:
-    """The compiled kernel."""
-    results: Results = attention_statistics_cpp(q, k, *options)
-    refuse_overflow(q, k, results[1])
-    return results
-
-
 attention_statistics = Operator(
     "attention_statistics(Tensor q, Tensor k, SymInt[] grid, SymInt[] window, SymInt[] cells, float scale,"
     " float sharpness, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    eager=eager,
+    eager=refusing_overflow(eager),
     fake=fake,
     backward=Gradient(backward, saves_results=True),
-    cpp=cpp,
+    cpp=refusing_overflow(attention_statistics_cpp),
     why_not_triton=why_unsupported_heads,
 )

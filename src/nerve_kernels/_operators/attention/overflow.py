@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,13 @@ def refuse_overflow(q: Tensor, k: Tensor, lse: Tensor) -> None:
         raise ValueError(refusal("q, k, scale", wanted, f"{rows} rows beyond", "make scale smaller, or give float64"))
 
 
-def refusing_overflow(run: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """An implementation that refuses what overflows on the CPU, in Triton's interpreter too, and waits for no GPU."""
+def refusing_overflow(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """An implementation, whose second result is lse, that refuses what overflows on the CPU and waits for no GPU."""
 
-    def run_and_look(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        entropy, lse = run(q, k, scale)
-        if lse.device.type == "cpu":
-            refuse_overflow(q, k, lse)
-        return entropy, lse
+    def run_and_look(q: Tensor, k: Tensor, *options: Any) -> tuple[Tensor, ...]:
+        results = run(q, k, *options)
+        if q.device.type == "cpu":
+            refuse_overflow(q, k, results[1])
+        return results
 
     return run_and_look
