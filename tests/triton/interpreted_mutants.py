@@ -57,6 +57,55 @@ MUTANTS = {
     "global: the last round is forgotten": (
         "global_affinity", "global_affinity", "range(ROUNDS)", "range(ROUNDS - 1)", {"cells": (1, 1)},
     ),
+    "statistics: the last keys are forgotten": (
+        "attention_statistics", "attention_statistics", "for tile in range(tiles)", "for tile in range(tiles - 1)", {},
+    ),
+    "statistics: cells keep what was summed under another maximum": (
+        "attention_statistics", "attention_statistics", "tl.store(at, whole.to(", "None if CLAMP else tl.store(at, whole.to(",
+        {"gain": 60.0},
+    ),
+    "statistics: the maximum is never searched for": (
+        "attention_statistics", "attention_statistics", "> 0:\n        tl.debug_barrier()",
+        "> 1:\n        tl.debug_barrier()", {"gain": 200.0},
+    ),
+    "statistics: a row of cells keeps the sums of the last": (
+        "attention_statistics", "attention_statistics",
+        "                sums = tl.zeros([ROWS, CELLS_EACH, 4], tl.float32)\n", "", {},
+    ),
+    "statistics: cells are in the order of threads": (
+        "attention_statistics", "attention_statistics", "cell = thread // PARTS * CELLS_EACH + column // (8 * PAIRS)",
+        "cell = column // (8 * PAIRS) * CELL_THREADS + thread // PARTS", {"grid": (8, 16), "cells": (4, 8)},
+    ),
+    "statistics: a column of the window is shifted": (
+        "attention_statistics", "attention_statistics", "rows % width - WINDOW_COLUMNS // 2",
+        "rows % width - WINDOW_COLUMNS // 2 + 1", {},
+    ),
+    "statistics: a row of the window is forgotten": (
+        "attention_statistics", "attention_statistics", "range(first_y, last_y + 1)", "range(first_y, last_y)", {},
+    ),
+    "statistics: what lies off the grid is left as it was": (
+        "attention_statistics", "attention_statistics", "range(0, count, ZEROS)", "range(0, 0, ZEROS)", {},
+    ),
+    "statistics: the window is divided by its own sum": (
+        "attention_statistics", "attention_statistics",
+        "p = tl.exp2(score * unit - c[:, None]) * share[:, None]",
+        "p = tl.where(picked, tl.exp2(score * unit - c[:, None]), 0.0)\n            p = p / tl.sum(p, 1)[:, None]", {},
+    ),
+    "statistics: sharp cells are divided by the sum that is not sharp": (
+        "attention_statistics", "attention_statistics", "share = 1.0 / l_sharp", "share = 1.0 / l", {"sharpness": 2.0},
+    ),
+    "statistics: empty slots count": (
+        "attention_statistics", "attention_statistics", "z = tl.where(valid[None, :], z, NO_SCORE)", "pass",
+        {"grid": (7, 11)},
+    ),
+    "statistics: empty slots count where cells are blurred": (
+        "attention_statistics", "attention_statistics", "p = tl.where(valid[None, :], p, 0.0)", "pass",
+        {"grid": (7, 11), "sharpness": 0.01},
+    ),
+    "statistics: the lse of sharp cells is shifted as if they were not": (
+        "attention_statistics", "attention_statistics", "(sharpness * c + tl.log2(l_sharp))",
+        "(c + tl.log2(l_sharp))", {"sharpness": 2.0},
+    ),
     "map entropy: the last keys are forgotten": (
         "attention_map_entropy", "attention_map_entropy", "range(0, keys, KEYS)", "range(0, keys - KEYS, KEYS)", {},
     ),

@@ -10,6 +10,7 @@ from tests.ops.problems import queries_and_keys, random_weights, relative_error
 from torch import Tensor
 
 from nerve_kernels import LocalAffinity, LowRankAffinity, reference
+from nerve_kernels.grids import window_neighbours
 
 TOLERANCE = 5e-6  # float32 sums of a few hundred terms
 # a kernel's output in float16 has rounding of 2⁻¹¹ in each element
@@ -90,6 +91,45 @@ def global_affinity(
     assert relative_error(result, reference.global_affinity(q, k, w, grid=grid, cells=cells)) < TOLERANCE
 
 
+def attention_statistics(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int] = (9, 8),
+    window: tuple[int, int] = (5, 3),
+    cells: tuple[int, int] = (3, 4),
+    sharpness: float = 1.0,
+    gain: float = 1.0,
+    scale: float | None = None,
+    bfloat16: bool = False,
+    **more: int,
+) -> None:
+    """``gain`` multiplies the keys, ever more along the grid, so that no row's maximum is near its own token."""
+    tokens = grid[0] * grid[1]
+    q, k = growing_keys(head_size, dtype, tokens, tokens, **more)
+    k = k * torch.linspace(1, gain, tokens).to(dtype)[:, None]
+    scale = head_size**-0.5 if scale is None else scale
+    results = run(q, k, list(grid), list(window), list(cells), scale, sharpness, bfloat16)
+    entropy, lse, local, pooled, cell_lse = results
+    scores = scale * (q.double() @ k.double().transpose(-1, -2))
+    neighbour, inside = window_neighbours(grid, window)
+    expected = reference.attention(q, k, scale=scale)
+    expected_local = expected.gather(-1, neighbour.expand(*q.shape[:2], -1, -1)) * inside
+    membership = (reference.cell_average(grid, cells) > 0).double()
+    expected_pooled = (sharpness * scores).softmax(-1) @ membership
+    # a score is rounded as a float32 of its size
+    tolerance = TOLERANCE * max(1.0, float(scores.abs().max()) / 16)
+    assert (entropy - reference.attention_entropy(q, k, scale=scale)).abs().max() < tolerance
+    assert relative_error(lse, scores.logsumexp(-1)) < TOLERANCE
+    assert relative_error(cell_lse, (sharpness * scores).logsumexp(-1)) < TOLERANCE
+    assert local.dtype == pooled.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+    # the interpreter cuts what a GPU rounds, and cells are stored twice
+    storage = 2**-6 if bfloat16 else tolerance * max(1.0, sharpness)
+    for result, exact in ((local, expected_local), (pooled, expected_pooled)):
+        assert not result.isnan().any(), "every entry is written"
+        assert ((result.double() - exact).abs() <= storage * exact + 1e-12).all()
+
+
 def _maps(dtype: torch.dtype, queries: int, keys: int) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     maps = (4 * torch.randn(2, 3, queries, keys, generator=generator)).softmax(-1)
@@ -144,6 +184,7 @@ PROBLEMS = {
         fuse_attention,
         local_affinity,
         global_affinity,
+        attention_statistics,
         attention_map_entropy,
         fuse_attention_maps,
         best_labels,

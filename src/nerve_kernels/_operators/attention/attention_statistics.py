@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nerve_kernels._operators.cell_pooling import gather_cells, sum_cells
 from nerve_kernels._operators.library import Gradient, Operator, accumulation_dtype, define_native
-from nerve_kernels._triton.availability import why_unsupported_heads
+from nerve_kernels._triton.availability import run_lazily, why_unsupported_heads
 from nerve_kernels.grids import window_neighbours
 
 from .overflow import refusing_overflow
@@ -133,5 +133,6 @@ attention_statistics = Operator(
     fake=fake,
     backward=Gradient(backward, saves_results=True),
     cpp=refusing_overflow(attention_statistics_cpp),
+    triton=refusing_overflow(run_lazily("attention.attention_statistics")),
     why_not_triton=why_unsupported_heads,
 )

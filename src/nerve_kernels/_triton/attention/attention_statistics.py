@@ -27,6 +27,7 @@ from .tiles import LN_2, LOG2_E, load_columns
 MAX_SUM: tl.constexpr = tl.constexpr(2.0**40)
 # of e^{γ (s − c)}, of which only the logarithm and shares are wanted
 MAX_SHARP_SUM: tl.constexpr = tl.constexpr(2.0**100)
+ZEROS: tl.constexpr = tl.constexpr(1024)  # written at once
 NO_SCORE: tl.constexpr = tl.constexpr(-256.0)  # 2^−256 is 0 in float32, and 0 · −256 is 0
 
 
@@ -51,7 +52,7 @@ def largest_scores(
 ):  # fmt: skip
     """The largest score of each row among keys ``first`` to ``last``, in units of log₂; 0 where all are −∞."""
     largest = tl.full([ROWS], float("-inf"), tl.float32)
-    for start in range(first, last, KEYS):
+    for start in tl.range(first, last, KEYS, num_stages=1):
         key_rows = start + tl.arange(0, KEYS)
         valid = key_rows < last
         u = key_scores(
@@ -195,10 +196,11 @@ def attention_statistics_kernel(
 
     # what of a window lies off the grid stays 0
     local_rows = local + out * (WINDOW_ROWS * WINDOW_COLUMNS)
-    for start in range(0, WINDOW_ROWS * WINDOW_COLUMNS, PERIOD):
-        at = start + tl.arange(0, PERIOD)[None, :]
-        mask = row_valid[:, None] & (at < WINDOW_ROWS * WINDOW_COLUMNS)
-        tl.store(local_rows[:, None] + at, tl.zeros([ROWS, PERIOD], local.dtype.element_ty), mask=mask)
+    block_start = local + (head_index * queries + first_row) * (WINDOW_ROWS * WINDOW_COLUMNS)
+    count = tl.minimum(ROWS, queries - first_row) * (WINDOW_ROWS * WINDOW_COLUMNS)
+    for first in range(0, count, ZEROS):
+        at = first + tl.arange(0, ZEROS)
+        tl.store(block_start + at, tl.zeros([ZEROS], local.dtype.element_ty), mask=at < count)
 
     unit = scale * LOG2_E
     pooled_rows = pooled + out * (CELL_ROWS * CELL_COLUMNS)
@@ -236,7 +238,7 @@ def attention_statistics_kernel(
         cell = start + tl.arange(0, CHUNK)
         at = pooled_rows[:, None] + cell[None, :]
         mask = row_valid[:, None] & (cell < CELL_ROWS * CELL_COLUMNS)[None, :]
-        value = tl.load(at, mask=mask, other=0.0).to(tl.float32) * share[:, None]
+        value = tl.load(at, mask=mask).to(tl.float32) * share[:, None]
         tl.store(at, value.to(pooled.dtype.element_ty), mask=mask)
 
     # The scores of the windows once more, 7 to 9 of 64 rows of keys: a branch in the loop above would cost more. Of the
@@ -342,12 +344,22 @@ def _nonzero(scale: float) -> float:
 
 
 def _blocks(q: Tensor) -> tuple[int, int, int, int]:
-    """Rows, keys, warps and pipeline stages."""
-    if is_low_precision(q):
-        return (128, 64, 4, 3) if q.shape[3] <= 64 else (64, 64, 4, 2)
-    if q.shape[3] <= 48 or (q.shape[3] <= 64 and dot_precision(q) == "tf32"):
-        return 64, 64, 8, 1
-    return (32, 64, 8, 1) if q.shape[3] <= 64 else (32, 32, 8, 1)
+    """Rows, keys, warps and pipeline stages; fewer rows a program where heads and rows are few."""
+    size = q.shape[3]
+    if not is_low_precision(q):
+        if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
+            return 64, 64, 8, 1
+        return (32, 64, 8, 1) if size <= 64 else (32, 32, 8, 1)
+    rows = 128 if size <= 64 else 64
+    while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < _multiprocessors(q) * 3 // 4:
+        rows //= 2
+    # a row belongs to one warp, so that no sum crosses warps
+    return rows, 64, min(4, rows // 16), 3 if size <= 64 else 2
+
+
+def _multiprocessors(q: Tensor) -> int:
+    """Of the GPU that holds q; of an H100 where there is none."""
+    return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 132
 
 
 def run(
