@@ -13,6 +13,7 @@ from nerve_kernels._triton.attention import (
     attention_entropy,
     attention_map_entropy,
     attention_marginal,
+    attention_statistics,
     fuse_attention,
     fuse_attention_maps,
     global_affinity,
@@ -74,9 +75,14 @@ def on_grid(
     values, u = _empty(1, tokens, window[0] * window[1]), _empty(1, tokens, cells[0] * cells[1])
     scale = head_size**-0.5
     geometry = list(grid), list(window)
+    rows = _empty(1, HEADS, tokens)
+    statistics = rows, rows, _empty(*rows.shape, values.shape[-1]), _empty(*rows.shape, u.shape[-1]), rows
     return {
         f"attention_entropy{mark}": [attention_entropy.plan(q, k, scale, lse, lse)],
         f"attention_marginal{mark}": [attention_marginal.plan(q, k, lse, scale, lse)],
+        f"attention_statistics{mark}": [
+            attention_statistics.plan(q, k, *geometry, list(cells), scale, 1.0, statistics)
+        ],
         f"fuse_attention{mark}": [fuse_attention.plan(q, k, w, lse, scale, maps)],
         f"global_affinity{mark}": [global_affinity.plan(q, k, w, lse, list(grid), list(cells), scale, u)],
         f"local_affinity{mark}": local_affinity.plan(q, k, w, lse, *geometry, scale, True, values),

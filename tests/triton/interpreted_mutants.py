@@ -58,10 +58,11 @@ MUTANTS = {
         "global_affinity", "global_affinity", "range(ROUNDS)", "range(ROUNDS - 1)", {"cells": (1, 1)},
     ),
     "statistics: the last keys are forgotten": (
-        "attention_statistics", "attention_statistics", "for tile in range(tiles)", "for tile in range(tiles - 1)", {},
+        "attention_statistics", "cell_sums", "for tile in range(tiles)", "for tile in range(tiles - 1)", {},
     ),
     "statistics: cells keep what was summed under another maximum": (
-        "attention_statistics", "attention_statistics", "tl.store(at, whole.to(", "None if CLAMP else tl.store(at, whole.to(",
+        "attention_statistics", "cell_sums",
+        "tl.store(at, whole.to(", "None if CLAMP else tl.store(at, whole.to(",
         {"gain": 60.0},
     ),
     "statistics: the maximum is never searched for": (
@@ -69,11 +70,11 @@ MUTANTS = {
         "> 1:\n        tl.debug_barrier()", {"gain": 200.0},
     ),
     "statistics: a row of cells keeps the sums of the last": (
-        "attention_statistics", "attention_statistics",
+        "attention_statistics", "cell_sums",
         "                sums = tl.zeros([ROWS, CELLS_EACH, 4], tl.float32)\n", "", {},
     ),
     "statistics: cells are in the order of threads": (
-        "attention_statistics", "attention_statistics", "cell = thread // PARTS * CELLS_EACH + column // (8 * PAIRS)",
+        "attention_statistics", "cell_sums", "cell = thread // PARTS * CELLS_EACH + column // (8 * PAIRS)",
         "cell = column // (8 * PAIRS) * CELL_THREADS + thread // PARTS", {"grid": (8, 16), "cells": (4, 8)},
     ),
     "statistics: a column of the window is shifted": (
@@ -95,11 +96,11 @@ MUTANTS = {
         "attention_statistics", "attention_statistics", "share = 1.0 / l_sharp", "share = 1.0 / l", {"sharpness": 2.0},
     ),
     "statistics: empty slots count": (
-        "attention_statistics", "attention_statistics", "z = tl.where(valid[None, :], z, NO_SCORE)", "pass",
+        "attention_statistics", "cell_sums", "z = tl.where(valid[None, :], z, NO_SCORE)", "pass",
         {"grid": (7, 11)},
     ),
     "statistics: empty slots count where cells are blurred": (
-        "attention_statistics", "attention_statistics", "p = tl.where(valid[None, :], p, 0.0)", "pass",
+        "attention_statistics", "cell_sums", "p = tl.where(valid[None, :], p, 0.0)", "pass",
         {"grid": (7, 11), "sharpness": 0.01},
     ),
     "statistics: the lse of sharp cells is shifted as if they were not": (

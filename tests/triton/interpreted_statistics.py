@@ -21,13 +21,13 @@ def test_head_sizes(head_size, dtype):
     attention_statistics(kernel.run, head_size, dtype)
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 2.5, 0.05])
+@pytest.mark.parametrize("sharpness", [1.0, 0.05])
 @pytest.mark.parametrize(
     ("grid", "window", "cells"),
     [
         ((1, 1), (1, 1), (1, 1)),
         ((8, 16), (7, 7), (4, 4)),
-        ((16, 16), (3, 5), (16, 16)),
+        ((8, 8), (3, 5), (8, 8)),
         ((7, 11), (3, 5), (7, 11)),
         ((9, 15), (3, 3), (1, 2)),
         ((7, 10), (5, 3), (3, 4)),
@@ -37,9 +37,9 @@ def test_head_sizes(head_size, dtype):
     ids=str,
 )
 def test_grids_windows_and_cells(grid, window, cells, sharpness):
-    """One token, even and uneven cells, cells of one token, of more than a tile's keys, and more of them than a tile's."""
+    """One token; cells even and uneven, of one token, of more keys than a tile has, and more cells than a tile has."""
     attention_statistics(
-        kernel.run, 16, torch.float32, grid=grid, window=window, cells=cells, sharpness=sharpness, batch=2
+        kernel.run, 16, torch.float32, grid=grid, window=window, cells=cells, sharpness=sharpness, heads=1, batch=2
     )
 
 
@@ -55,8 +55,8 @@ def test_results_in_bfloat16(sharpness):
 
 @pytest.mark.parametrize("rows", [16, 32, 128])
 def test_few_and_many_rows_of_a_program(rows, monkeypatch):
-    monkeypatch.setattr(kernel, "_blocks", lambda q: (rows, 64, 4, 1))
-    attention_statistics(kernel.run, 16, torch.float32, grid=(9, 16), cells=(4, 8))
+    monkeypatch.setattr(kernel, "_blocks", lambda q: (rows, 32, 4, 1))
+    attention_statistics(kernel.run, 16, torch.float32, grid=(6, 8), cells=(2, 4), heads=1)
 
 
 @pytest.mark.parametrize("gain", [4.0, 60.0, 1000.0])
@@ -108,13 +108,13 @@ def test_the_operator_runs_it_and_nothing_to_do_is_done():
     q, k = growing_keys(8, torch.float32, 20, 20)
     options = [4, 5], [3, 3], [2, 2], 0.3, 1.0, False
     for result, eager in zip(
-        operator.attention_statistics(q, k, *options, "triton"),
-        operator.attention_statistics(q, k, *options, "eager"),
+        operator(q, k, *options, "triton"),
+        operator(q, k, *options, "eager"),
         strict=True,
     ):
         assert (result - eager).abs().max() < 1e-5
     empty = q[:0]
-    assert [len(result) for result in operator.attention_statistics(empty, empty, *options, "triton")] == [0] * 5
+    assert [len(result) for result in operator(empty, empty, *options, "triton")] == [0] * 5
     assert "triton" in nk.available_backends()
 
 
