@@ -218,7 +218,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < _multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
-    return rows, 64, min(4, rows // 16), 3 if size <= 64 else 2
+    return rows, 64 if size <= 128 else 32, min(4, rows // 16), 3 if size <= 64 else 2
 
 
 def _multiprocessors(q: Tensor) -> int:
