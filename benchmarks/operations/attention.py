@@ -1,4 +1,4 @@
-"""Stages 1 and 2 in the registry: entropy, weights, maps, both affinities, and their gradients."""
+"""Stages 1 and 2 in the registry, operator by operator: entropy, weights, maps, either affinity, and gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.operations import sizes
 from benchmarks.operations.problems import Problem
 from benchmarks.operations.registry import Call, Operation, Peer, Size, Work
 from benchmarks.peers import compiled, torch_attention
-from benchmarks.peers.torch_attention import attention_maps, naive_affinities, naive_entropy, naive_fused
+from benchmarks.peers.torch_attention import attention_maps, naive_entropy, naive_fused
 from torch import Tensor
 
 import nerve_kernels as nk
@@ -41,7 +41,7 @@ def _rows(size: Size) -> int:
     return 4 * size.batch * size.heads * size.tokens
 
 
-def _memory(constant: int, columns: Callable[[Size], int]) -> Callable[[Size], int]:
+def linear_memory(constant: int, columns: Callable[[Size], int]) -> Callable[[Size], int]:
     """A constant for blocks, and twice the result with its padding: linear in N."""
     return lambda size: constant * MEBIBYTE + 2 * 4 * size.batch * size.tokens * columns(size)
 
@@ -81,32 +81,14 @@ def compiled_peer(prepare: Callable[[Problem], Call], *measured: Size) -> Peer:
     )
 
 
-def _both(problem: Problem, backend: str | None) -> Call:
-    q, k, size = problem.q, problem.k, problem.size
-
-    def call() -> Tensor:
-        entropy, lse = nk.attention_entropy(q, k, return_lse=True, backend=backend)
-        w = nk.head_weights(entropy, num_keys=size.tokens)
-        local = nk.local_affinity(q, k, w, grid=size.grid, window=size.window, lse=lse, backend=backend)
-        global_part = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
-        return torch.cat([local.values, global_part.u], dim=-1)
-
-    return call
-
-
-def _window_reference(problem: Problem, w: Tensor | None = None) -> Tensor:
+def window_reference(problem: Problem, w: Tensor | None = None) -> Tensor:
     fused = reference.fuse_attention(problem.q, problem.k, problem.w if w is None else w)
     return torch_attention.window_of(fused, problem.size)
 
 
-def _cells_reference(problem: Problem, w: Tensor | None = None) -> Tensor:
+def cells_reference(problem: Problem, w: Tensor | None = None) -> Tensor:
     fused = reference.fuse_attention(problem.q, problem.k, problem.w if w is None else w)
     return torch_attention.cell_sums_of(fused, problem.size)
-
-
-def _both_reference(problem: Problem) -> Tensor:
-    w = reference.head_weights(reference.attention_entropy(problem.q, problem.k), num_keys=problem.size.tokens)
-    return torch.cat([_window_reference(problem, w), _cells_reference(problem, w)], dim=-1)
 
 
 def _gradient(forward: Callable[[Problem], Callable[[Tensor, Tensor], Tensor]]) -> Callable[[Problem], Call]:
@@ -150,7 +132,7 @@ ENTROPY = Operation(
     ours=lambda p, backend: lambda: nk.attention_entropy(p.q, p.k, backend=backend),
     reference=lambda p: reference.attention_entropy(p.q, p.k),
     work=lambda size: layer_work(size, result=_rows(size)),
-    extra_bytes=_memory(16, lambda size: 4 * size.heads + size.heads * size.head_size),
+    extra_bytes=linear_memory(16, lambda size: 4 * size.heads + size.heads * size.head_size),
     baseline="naive: softmax, entropy",
     peers=(
         naive("naive: softmax, entropy", lambda p: naive_entropy(p.q, p.k)),
@@ -173,7 +155,7 @@ MARGINAL = Operation(
     ours=lambda p, backend: (lambda lse: lambda: nk.attention_marginal(p.q, p.k, lse=lse, backend=backend))(p.lse),
     reference=lambda p: reference.attention_marginal(p.q, p.k),
     work=lambda size: layer_work(size, result=_rows(size)),
-    extra_bytes=_memory(32, lambda size: 4 * size.heads + 2 * size.heads * size.head_size),
+    extra_bytes=linear_memory(32, lambda size: 4 * size.heads + 2 * size.heads * size.head_size),
     baseline="naive: softmax, mean",
     peers=(naive("naive: softmax, mean", lambda p: attention_maps(p.q, p.k).mean(-2)),),
     sizes=(sizes.SD15_64, sizes.SD15_32),
@@ -185,7 +167,7 @@ MAP_ENTROPY = Operation(
     ours=lambda p, backend: (lambda maps: lambda: nk.attention_map_entropy(maps, backend=backend))(p.maps),
     reference=lambda p: reference.attention_map_entropy(p.maps),
     work=_map_entropy_work,
-    extra_bytes=_memory(16, lambda size: 4 * size.heads),
+    extra_bytes=linear_memory(16, lambda size: 4 * size.heads),
     baseline="naive: entr, sum",
     peers=(Peer("naive: entr, sum", lambda p: lambda: torch.special.entr(p.maps).sum(-1)), copy_of(_map_entropy_work)),
     sizes=(sizes.SD15_64, sizes.SD15_32),
@@ -197,7 +179,7 @@ HEAD_WEIGHTS = Operation(
     ours=lambda p, backend: (lambda entropy: lambda: nk.head_weights(entropy, num_keys=p.size.tokens))(p.entropy),
     reference=lambda p: reference.head_weights(p.entropy, num_keys=p.size.tokens),
     work=lambda size: Work(_rows(size), _rows(size) // 4),
-    extra_bytes=_memory(4, lambda size: size.heads),
+    extra_bytes=linear_memory(4, lambda size: size.heads),
     baseline="naive: mean, softmax",
     peers=(
         Peer(
@@ -220,7 +202,7 @@ FUSE = Operation(
     ),
     reference=lambda p: reference.fuse_attention(p.q, p.k, p.w),
     work=lambda size: layer_work(size, result=size.map_bytes // size.heads),
-    extra_bytes=_memory(32, lambda size: size.tokens + 2 * size.heads * size.head_size),
+    extra_bytes=linear_memory(32, lambda size: size.tokens + 2 * size.heads * size.head_size),
     baseline=NAIVE_FUSED.name,
     peers=(NAIVE_FUSED, compiled_peer(compiled.fused, sizes.SD15_32)),
     sizes=(sizes.SD15_64, sizes.SD15_32),
@@ -232,7 +214,7 @@ FUSE_MAPS = Operation(
     ours=lambda p, backend: (lambda maps, w: lambda: nk.fuse_attention_maps(maps, w, backend=backend))(p.maps, p.w),
     reference=lambda p: reference.fuse_attention_maps(p.maps, p.w),
     work=_fuse_maps_work,
-    extra_bytes=_memory(16, lambda size: size.tokens),
+    extra_bytes=linear_memory(16, lambda size: size.tokens),
     baseline="einsum",
     peers=(
         Peer("einsum", lambda p: lambda: torch.einsum("bh,bhij->bij", p.w.to(p.dtype), p.maps)),
@@ -256,9 +238,9 @@ LOCAL = Operation(
             )
         )
     )(p.w, p.lse),
-    reference=_window_reference,
+    reference=window_reference,
     work=_window_work,
-    extra_bytes=_memory(32, lambda size: 4 * size.window**2 + 4 * size.heads * size.head_size),
+    extra_bytes=linear_memory(32, lambda size: 4 * size.window**2 + 4 * size.heads * size.head_size),
     baseline="naive: maps, gather",
     peers=(naive("naive: maps, gather", lambda p: torch_attention.window_of(naive_fused(p.q, p.k, p.w), p.size)),),
     sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SD21_96, sizes.SDXL_64, sizes.SD15_32_BATCH_8),
@@ -272,30 +254,14 @@ GLOBAL = Operation(
             lambda: nk.global_affinity(p.q, p.k, w, grid=p.size.grid, cells=p.size.cells, lse=lse, backend=backend).u
         )
     )(p.w, p.lse),
-    reference=_cells_reference,
+    reference=cells_reference,
     work=lambda size: layer_work(size, result=4 * size.batch * size.tokens * size.cells**2),
-    extra_bytes=_memory(32, lambda size: size.cells**2 + 2 * size.heads * size.head_size),
+    extra_bytes=linear_memory(32, lambda size: size.cells**2 + 2 * size.heads * size.head_size),
     baseline="naive: maps, cell sums",
     peers=(
         naive("naive: maps, cell sums", lambda p: torch_attention.cell_sums_of(naive_fused(p.q, p.k, p.w), p.size)),
     ),
     sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SD21_96, sizes.SDXL_64, sizes.SD15_32_BATCH_8),
-    quick=(sizes.SD15_32,),
-)
-
-BOTH = Operation(
-    name="entropy to both affinities",
-    ours=_both,
-    reference=_both_reference,
-    # the weights of the second pass come from the first
-    work=lambda size: layer_work(size, passes=2, result=4 * size.batch * size.tokens * (49 + size.cells**2)),
-    extra_bytes=_memory(32, lambda size: size.window**2 + size.cells**2 + size.heads * size.head_size),
-    baseline="naive: maps, sum, gather, cell sums",
-    peers=(
-        naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size)),
-        compiled_peer(compiled.affinities, sizes.SD15_32),
-    ),
-    sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
     quick=(sizes.SD15_32,),
 )
 
@@ -305,7 +271,7 @@ ENTROPY_GRADIENT = Operation(
     reference=_reference_gradient(lambda q, k: reference.attention_entropy(q, k)),
     work=lambda size: replace(layer_work(size, passes=5, result=_rows(size)), exponentials=0),
     # rows of scores of every head at once, a block of them
-    extra_bytes=_memory(96, lambda size: 4 * size.heads * size.head_size),
+    extra_bytes=linear_memory(96, lambda size: 4 * size.heads * size.head_size),
     baseline="naive: autograd through the maps",
     peers=(
         replace(
@@ -319,4 +285,4 @@ ENTROPY_GRADIENT = Operation(
     differentiates=True,
 )
 
-ALL = (ENTROPY, MARGINAL, MAP_ENTROPY, HEAD_WEIGHTS, FUSE, FUSE_MAPS, LOCAL, GLOBAL, BOTH, ENTROPY_GRADIENT)
+ALL = (ENTROPY, MARGINAL, MAP_ENTROPY, HEAD_WEIGHTS, FUSE, FUSE_MAPS, LOCAL, GLOBAL, ENTROPY_GRADIENT)

@@ -1,0 +1,101 @@
+"""From queries and keys to both affinities: one look at the scores against a pass for each operator."""
+
+from __future__ import annotations
+
+import torch
+from benchmarks.operations import sizes
+from benchmarks.operations.attention import (
+    cells_reference,
+    compiled_peer,
+    layer_work,
+    linear_memory,
+    naive,
+    window_reference,
+)
+from benchmarks.operations.problems import Problem
+from benchmarks.operations.registry import Call, Operation, Peer, Size, Work
+from benchmarks.peers import compiled
+from benchmarks.peers.torch_attention import naive_affinities
+from torch import Tensor
+
+import nerve_kernels as nk
+from nerve_kernels import reference
+
+
+def _statistics(problem: Problem, backend: str | None) -> nk.AttentionStatistics:
+    size = problem.size
+    return nk.attention_statistics(
+        problem.q, problem.k, grid=size.grid, window=size.window, cells=size.cells, backend=backend
+    )
+
+
+def _weighed(stats: nk.AttentionStatistics, size: Size, backend: str | None) -> Tensor:
+    w = nk.head_weights(stats.entropy, num_keys=size.tokens)
+    assert isinstance(w, Tensor)
+    values, u = stats.local_affinity(w, backend=backend).values, stats.global_affinity(w, backend=backend).u
+    return torch.cat([values, u], dim=-1)
+
+
+def _one_look(problem: Problem, backend: str | None) -> Call:
+    return lambda: _weighed(_statistics(problem, backend), problem.size, backend)
+
+
+def _weights_afterwards(problem: Problem, backend: str | None) -> Call:
+    stats = _statistics(problem, backend)
+    return lambda: _weighed(stats, problem.size, backend)
+
+
+def _a_pass_each(problem: Problem, backend: str | None = None) -> Call:
+    q, k, size = problem.q, problem.k, problem.size
+
+    def call() -> Tensor:
+        entropy, lse = nk.attention_entropy(q, k, return_lse=True, backend=backend)
+        w = nk.head_weights(entropy, num_keys=size.tokens)
+        local = nk.local_affinity(q, k, w, grid=size.grid, window=size.window, lse=lse, backend=backend)
+        global_part = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
+        return torch.cat([local.values, global_part.u], dim=-1)
+
+    return call
+
+
+def _both_reference(problem: Problem) -> Tensor:
+    w = reference.head_weights(reference.attention_entropy(problem.q, problem.k), num_keys=problem.size.tokens)
+    return torch.cat([window_reference(problem, w), cells_reference(problem, w)], dim=-1)
+
+
+def _kept(size: Size) -> int:
+    """Numbers a token: every head's window and cells, and its affinities."""
+    return (size.heads + 1) * (size.window**2 + size.cells**2)
+
+
+A_PASS_EACH = Peer("entropy, local and global affinity: a pass each", _a_pass_each)
+
+BOTH = Operation(
+    name="entropy to both affinities",
+    ours=_one_look,
+    reference=_both_reference,
+    work=lambda size: layer_work(size, result=4 * size.batch * size.tokens * (49 + size.cells**2)),
+    extra_bytes=linear_memory(32, lambda size: _kept(size) + size.heads * size.head_size),
+    baseline="naive: maps, sum, gather, cell sums",
+    peers=(
+        A_PASS_EACH,
+        naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size)),
+        compiled_peer(compiled.affinities, sizes.SD15_32),
+    ),
+    sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
+    quick=(sizes.SD15_32,),
+)
+
+AFTERWARDS = Operation(
+    name="other head weights on what was kept",
+    ours=_weights_afterwards,
+    reference=_both_reference,
+    work=lambda size: Work(4 * size.batch * size.tokens * _kept(size), 2 * size.batch * size.tokens * _kept(size)),
+    extra_bytes=linear_memory(32, lambda size: 3 * (size.window**2 + size.cells**2)),
+    baseline=A_PASS_EACH.name,
+    peers=(A_PASS_EACH,),
+    sizes=(sizes.SD15_64, sizes.SDXL_64),
+    quick=(sizes.SD15_32,),
+)
+
+ALL = (BOTH, AFTERWARDS)
