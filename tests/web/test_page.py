@@ -136,10 +136,14 @@ def test_downloads_are_what_is_shown(page):
     def content(kind: str) -> bytes:
         return base64.b64decode(page.download_maker(kind)(last[page.shown])["url"].split(",")[1])
 
-    assert Image.open(io.BytesIO(content("overlay"))).size == last[page.after].size
-    assert Image.open(io.BytesIO(content("labels"))).mode == "P"
+    shown = last[page.shown]
+    walked = page.workbench.segment(shown.key, shown.labels, shown.config).after.segmentation
+    overlay, labels = (Image.open(io.BytesIO(content(kind))) for kind in ("overlay", "labels"))
+    assert overlay.tobytes() == last[page.after].tobytes()
+    assert (labels.mode, labels.tobytes()) == ("P", walked.indexed().tobytes())
     summary = json.loads(content("summary"))
     assert [row["label"] for row in summary["labels"]] == scenes()[0].labels.split(", ")
+    assert summary["labels"] == walked.summary()["labels"]
     assert summary["config"]["alpha"] == 0.8
 
 
