@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.operations.attention import BOTH, CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
+from benchmarks.operations.attention import CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
 from benchmarks.operations.registry import Operation, Size
 from benchmarks.operations.sizes import SD15_64, walk
+from benchmarks.operations.statistics import A_PASS_EACH, AFTERWARDS, ONE_LOOK, PASSES
 from benchmarks.operations.walk import BADDBMM, BFLOAT16_WALK, COMPOSITE, DENSE, WALK
 
 Rows = Sequence[dict[str, Any]]
@@ -91,8 +92,12 @@ ON_CPU = (
     faster(ENTROPY, SD15_64, ENTROPY.baseline, 10),
     faster(ENTROPY, SD15_64, SDPA.name, 1.5, stretch=2.5),
     memory(ENTROPY, SD15_64, 16),
-    faster(BOTH, SD15_64, BOTH.baseline, 8, stretch=14),
-    memory(BOTH, SD15_64, 64),
+    faster(A_PASS_EACH, SD15_64, A_PASS_EACH.baseline, 8, stretch=14),
+    memory(A_PASS_EACH, SD15_64, 64),
+    faster(ONE_LOOK, SD15_64, ONE_LOOK.baseline, 16, stretch=18),
+    faster(ONE_LOOK, SD15_64, PASSES.name, 1.75, stretch=2),
+    memory(ONE_LOOK, SD15_64, 64),
+    faster(AFTERWARDS, SD15_64, PASSES.name, 10),
     faster(WALK, WALK_64, DENSE, 25),
     faster(WALK, WALK_64, COMPOSITE, 2.2),
     faster(WALK, walk(64, 171), DENSE, 15),

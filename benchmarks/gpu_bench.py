@@ -22,7 +22,7 @@ from benchmarks import machine
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.expectations import ON_H100
 from benchmarks.measure import FAULT, Contest
-from benchmarks.operations import attention, sizes
+from benchmarks.operations import attention, sizes, statistics
 from benchmarks.operations import walk as walking
 from benchmarks.operations.registry import Case, Operation, Size
 from benchmarks.rows import rows_of
@@ -43,7 +43,7 @@ CASES: tuple[BenchCase, ...] = (
     (attention.ENTROPY, sizes.FLUX_64, torch.bfloat16),
     (walking.WALK, sizes.walk(64, 171), torch.float32),
     (walking.WALK, sizes.walk(128, 150, 32), torch.float32),
-    (attention.BOTH, sizes.SD15_64, torch.float16),
+    (statistics.ONE_LOOK, sizes.SD15_64, torch.float16),
     (attention.LOCAL, sizes.SD15_64, torch.float16),
     (attention.GLOBAL, sizes.SD15_64, torch.float16),
     (attention.MARGINAL, sizes.SD15_64, torch.float16),
@@ -58,7 +58,7 @@ CASES: tuple[BenchCase, ...] = (
     (attention.ENTROPY, sizes.SD21_96, torch.float16),
     (attention.ENTROPY, sizes.SDXL_64, torch.bfloat16),
     (attention.ENTROPY, sizes.SD15_32_BATCH_8, torch.float16),
-    (attention.BOTH, sizes.SD15_16_BATCH_32, torch.float16),
+    (statistics.ONE_LOOK, sizes.SD15_16_BATCH_32, torch.float16),
     (walking.WALK_GRADIENT, sizes.walk(64, 21), torch.float32),
     (walking.REFINE, sizes.SD15_64, torch.float32),
     (walking.LIMIT, sizes.walk(64, 21), torch.float32),
