@@ -29,7 +29,7 @@ def test_explain_says_what_ran_on_which_backend_and_how_long(models, images, tmp
         assert code == 0
         assert out.splitlines() == [str(tmp_path / "out" / "wide_overlay.png")]
         ran = dict(re.findall(r"(\w+_\w+): (eager|cpp)", err))
-        names = ("attention_entropy", "local_affinity", "global_affinity", "random_walk", "best_labels")
+        names = ("attention_statistics", "fuse_attention_maps", "random_walk", "best_labels")
         assert ran == dict.fromkeys(names, backend)
         seconds = re.findall(r"^  ([a-zA-Z, ]+?) +(\d+\.\d{3}) s", err, flags=re.MULTILINE)
         assert [name for name, _ in seconds] == [

@@ -42,7 +42,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("w shape", ValueError, lambda: nk.fuse_attention(Q, Q, W[:, :2]), "w: expected (B, heads) of q = (2, 3), got (2, 2)"),
     ("maps shape", ValueError, lambda: nk.attention_map_entropy(Q[0]), "maps: expected shape (B, heads, N, N_k), got (3, 12, 4)"),
     # head weights
-    ("criterion", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="sharp"), "criterion: expected 'entropy', 'information' or 'uniform', got 'sharp'"),
+    ("criterion", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, criterion="sharp"), "criterion: expected 'entropy', 'information', 'cell_information' or 'uniform', got 'sharp'"),
     ("temperature", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, temperature=0), "temperature: expected a number > 0, got 0"),
     ("keep", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, keep=4), "keep: expected at most the 3 heads there are, got 4"),
     ("keep none", ValueError, lambda: nk.head_weights(ENTROPY, num_keys=12, keep=0), "keep: expected an int ≥ 1, got 0"),

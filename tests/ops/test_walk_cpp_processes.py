@@ -81,6 +81,8 @@ def test_a_walk_takes_two_buffers_of_labels_and_its_result(dtype: str) -> None:
 
 
 ENDLESS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
 import torch
 import nerve_kernels as nk
 tokens = 64 * 64

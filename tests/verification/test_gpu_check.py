@@ -40,7 +40,8 @@ def test_the_dry_run_takes_the_same_way(tmp_path: Path) -> None:
 
 def test_a_stage_that_is_late_is_asked_to_write_what_it_has(tmp_path: Path) -> None:
     code = f"""
-import pathlib, time
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:
     time.sleep(60)
 except KeyboardInterrupt:
