@@ -227,6 +227,21 @@ def test_a_text_model_without_an_end_mark_is_refused(load, file, field, end):
     assert "eos_token_id" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("config.json", "text_config__layer_norm_eps"),
+        ("config.json", "vision_config__layer_norm_eps"),
+        ("text_encoder/config.json", "layer_norm_eps"),
+        ("vae/config.json", "scaling_factor"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, "0.1", True, [0.1]])
+def test_a_number_that_is_none_is_refused_when_it_is_read(load, file, field, value):
+    with pytest.raises(ModelLoadError, match=f"{field.rpartition('__')[2]}: expected a number, got"):
+        load(copy_with_config, file, **{field: value})
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"a": ' + " " * MAX_FILE_BYTES + "1}"])
 def test_a_config_that_is_no_object_of_a_sensible_size_is_refused(clip_folder, load, content):
     def copy(checkpoint, target, file):

@@ -51,12 +51,15 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "conv_in_kernel": (1, 31),
     "conv_out_kernel": (1, 31),
     "scaling_factor": (1e-6, 1e6),
+    "layer_norm_eps": (0, 1),
     # noise schedule
     "num_train_timesteps": (1, 100_000),
     "beta_start": (0, 1),
     "beta_end": (0, 1),
     "trained_betas": (0, 1),
 }
+# What the libraries take as null, or as a word, and multiply by later on.
+NUMBERS = frozenset({"scaling_factor", "layer_norm_eps"})
 _MAX_ENTRIES = {"trained_betas": 100_000}
 
 
@@ -83,6 +86,8 @@ def check_config_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.name}: expected an object of fields, got {type(config).__name__}.")
     for name, value in _fields(config):
         field = name.rpartition(".")[2]
+        if field in NUMBERS and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{file.name}: {name}: expected a number, got {json.dumps(value):.60}.")
         if field not in BOUNDS or value is None:
             continue
         entries = value if isinstance(value, list) else [value]
