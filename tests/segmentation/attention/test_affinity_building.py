@@ -109,6 +109,17 @@ def test_without_room_for_every_head_each_affinity_is_a_pass(
     assert list(dict.fromkeys(calls)) == computed
 
 
+def test_what_was_asked_before_changes_no_bit_where_only_some_settings_fit(pipeline, wide_image, monkeypatch):
+    """The two ways differ in the last bits: weights of one are not taken for those of the other."""
+    few, many = (pipeline.config.replace(window=window, temperature=0.5) for window in (3, 7))
+    monkeypatch.setattr(affinity_building, "statistics_memory", lambda: 0)
+    alone = pipeline.segment(pipeline.encode(wide_image), LABELS, config=many).token_probabilities
+    features = pipeline.encode(wide_image)
+    monkeypatch.setattr(AffinityBuilder, "_statistics_fit", lambda self, config: config.window == few.window)
+    pipeline.segment(features, LABELS, config=few)
+    assert torch.equal(pipeline.segment(features, LABELS, config=many).token_probabilities, alone)
+
+
 def test_a_memory_that_is_no_number_is_refused(pipeline, wide_image, monkeypatch):
     monkeypatch.setenv("NERVE_KERNELS_STATISTICS_MEMORY", "lots")
     with pytest.raises(ValueError, match="NERVE_KERNELS_STATISTICS_MEMORY: expected MiB"):

@@ -73,7 +73,7 @@ class AffinityBuilder:
             raise ValueError(refusal("layers", "the queries and keys of at least one layer", "none"))
         self.layers = tuple(layers)
         self.grid = largest_grid(layers)
-        self._entropies: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self._entropies: Kept[tuple[list[torch.Tensor], list[torch.Tensor]]] = Kept(MAX_KEPT)
         self._statistics: Kept[nk.AttentionStatistics] = Kept(1)  # as large as the variable allows
         self._weights: Kept[list[torch.Tensor]] = Kept(MAX_KEPT)
         self._local: Kept[nk.LocalAffinity] = Kept(MAX_KEPT)
@@ -101,12 +101,14 @@ class AffinityBuilder:
         found = self.statistics(config)
         if found is not None:
             return list(found.entropy), list(found.lse)
-        if self._entropies is None:
+
+        def a_pass_each() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
             options: dict[str, Any] = {"return_lse": True, "backend": config.backend}
             pairs = [nk.attention_entropy(layer.q, layer.k, **options) for layer in self.layers]
             _require_finite([pair[0] for pair in pairs])
-            self._entropies = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        return self._entropies
+            return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+        return self._entropies.get(config.backend, a_pass_each)
 
     def _statistics_fit(self, config: NerveConfig) -> bool:
         if any(side > limit for layer in self.layers for side, limit in zip(layer.grid, self.grid, strict=True)):
@@ -115,6 +117,12 @@ class AffinityBuilder:
         window = self._window(config)
         row = 4 * (window[0] * window[1] + cells[0] * cells[1])
         return sum(layer.q.shape[:3].numel() * row for layer in self.layers) <= statistics_memory()
+
+    def _settings(self, config: NerveConfig) -> tuple[Hashable, ...]:
+        """What head weights depend on, and with them every affinity."""
+        cells = config.cells if config.criterion == "cell_information" else None
+        fit = self._statistics_fit(config)  # the two ways agree up to rounding only
+        return config.criterion, config.temperature, config.keep, config.backend, cells, fit
 
     def _window(self, config: NerveConfig) -> tuple[int, int]:
         return _at_most(config.window, [2 * side - 1 for side in self.grid])
@@ -127,7 +135,7 @@ class AffinityBuilder:
 
     def weights(self, config: NerveConfig) -> list[torch.Tensor]:
         """Per layer the head weights (B, heads); they sum to 1 over all layers and heads."""
-        return self._weights.get(_settings(config), lambda: self._weigh(config))
+        return self._weights.get(self._settings(config), lambda: self._weigh(config))
 
     def _weigh(self, config: NerveConfig) -> list[torch.Tensor]:
         entropies, lses = self.entropies(config)
@@ -189,7 +197,7 @@ class AffinityBuilder:
             q, k, weights, options = self._inputs(config)
             return nk.local_affinity(q, k, weights, window=window, **options)
 
-        return self._local.get((*_settings(config), window), make)
+        return self._local.get((*self._settings(config), window), make)
 
     def global_affinity(self, config: NerveConfig) -> nk.LowRankAffinity:
         """S_global; of the config, beta and window are not used."""
@@ -203,7 +211,7 @@ class AffinityBuilder:
             q, k, weights, options = self._inputs(config)
             return nk.global_affinity(q, k, weights, cells=cells, **options)
 
-        return self._global.get((*_settings(config), cells), make)
+        return self._global.get((*self._settings(config), cells), make)
 
     def _inputs(
         self, config: NerveConfig
@@ -219,12 +227,6 @@ class AffinityBuilder:
 def _require_finite(entropies: Iterable[torch.Tensor]) -> None:
     for entropy in entropies:  # as finite as the queries and keys, and far smaller
         require_finite(entropy, DIFFUSION)
-
-
-def _settings(config: NerveConfig) -> tuple[Hashable, ...]:
-    """What head weights depend on, and with them every affinity."""
-    cells = config.cells if config.criterion == "cell_information" else None
-    return config.criterion, config.temperature, config.keep, config.backend, cells
 
 
 def _at_most(sides: int | tuple[int, int], limits: Sequence[int]) -> tuple[int, int]:
