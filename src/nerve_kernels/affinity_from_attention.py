@@ -10,42 +10,27 @@ from torch import Tensor
 
 from ._operators import attention as operators
 from ._operators.attention.local_affinity import normalize_window_rows
-from ._operators.checks import (
-    ONE_OR_MANY,
-    check_backend,
-    check_cells,
-    check_grid,
-    check_head_weights,
-    check_list,
-    check_queries_and_keys,
-    check_scale,
-    check_tokens,
-    check_window,
-    refusal,
-)
+from ._operators.checks import check_backend, check_head_weights, check_window
 from .affinity import LocalAffinity, LowRankAffinity
 from .attention import lse_or_compute
-from .grids import Grid, bilinear_corners, cell_of_token, default_cells, window_neighbours
+from .attention_layers import (
+    AttentionLayer,
+    check_layers,
+    common_cells,
+    layer_prefix,
+    one_or_many,
+    refuse_finer,
+)
+from .grids import Grid, bilinear_corners, cell_of_token, window_neighbours
+from .layers_on_grid import blend_rows
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One attention layer whose arguments have been checked."""
+class _Layer(AttentionLayer):
+    """One layer with the weights of its heads and the statistics of its rows."""
 
-    q: Tensor
-    k: Tensor
     w: Tensor
     lse: Tensor
-    grid: Grid
-    scale: float
-
-
-def one_or_many(value: Tensor | Sequence[Tensor] | None, name: str, layers: int) -> list[Tensor | None]:
-    """What was given for each of the layers: a tensor for one, a list for several, or nothing for any."""
-    if value is None:
-        return [None] * layers
-    found = [value] if isinstance(value, Tensor) else check_list(name, value, ONE_OR_MANY)
-    return check_list(name, found, f"{layers} tensors, one for each layer of q", length=layers)
 
 
 def _layers(
@@ -60,59 +45,16 @@ def _layers(
 ) -> tuple[list[_Layer], Grid]:
     """The checked layers and the grid of the affinity: the one asked for, or the finest."""
     check_backend(backend)
-    single = isinstance(q, Tensor)
-    queries, given, target = layer_grids(q, grid, grids)
+    found, target = check_layers(q, k, grid, grids, scale)
+    weights, lses = one_or_many(w, "w", len(found)), one_or_many(lse, "lse", len(found))
     layers = []
-    for index, (layer_q, layer_k, layer_w, layer_lse) in enumerate(
-        zip(
-            queries,
-            one_or_many(k, "k", len(queries)),
-            one_or_many(w, "w", len(queries)),
-            one_or_many(lse, "lse", len(queries)),
-            strict=True,
-        )
-    ):
-        prefix = "" if single else f"layer {index}: "
-        check_queries_and_keys(layer_q, layer_k, prefix)
-        assert layer_k is not None
-        check_head_weights(layer_w, layer_q, prefix)
+    for index, (layer, layer_w, layer_lse) in enumerate(zip(found, weights, lses, strict=True)):
+        prefix = layer_prefix(q, index)
+        check_head_weights(layer_w, layer.q, prefix)
         assert layer_w is not None
-        check_tokens(f"{prefix}grid", given[index], layer_q.shape[2], "q")
-        check_tokens(f"{prefix}grid", given[index], layer_k.shape[2], "k")
-        layer_scale = check_scale(scale, layer_q.shape[3])
-        layer_lse = lse_or_compute(layer_q, layer_k, layer_lse, layer_scale, backend, prefix)
-        layers.append(_Layer(layer_q, layer_k, layer_w, layer_lse, given[index], layer_scale))
-    batches = {layer.q.shape[0] for layer in layers}
-    if len(batches) > 1:
-        raise ValueError(refusal("q", "one batch size in all layers", sorted(batches)))
+        known = lse_or_compute(layer.q, layer.k, layer_lse, layer.scale, backend, prefix)
+        layers.append(_Layer(layer.q, layer.k, layer.grid, layer.scale, layer_w, known))
     return layers, target
-
-
-def layer_grids(
-    q: Tensor | Sequence[Tensor], grid: Grid | None, grids: Sequence[Grid] | None
-) -> tuple[list[Tensor], list[Grid], Grid]:
-    """The queries and the grid of each layer, and the grid of the affinity: the one asked for, or the finest."""
-    single = isinstance(q, Tensor)
-    if single and grids is not None:
-        raise ValueError(refusal("grids", "None where q is one layer", repr(grids), "give grid=(H, W)"))
-    queries = [q] if isinstance(q, Tensor) else check_list("q", q, ONE_OR_MANY)
-    if not queries:
-        raise ValueError(refusal("q", "at least one layer", "an empty list"))
-    given = _given_grids(grid, grids, len(queries), single=single)
-    finest = max(given, key=lambda g: g[0] * g[1])
-    return queries, given, finest if grid is None else check_grid("grid", grid)
-
-
-def _given_grids(grid: Grid | None, grids: Sequence[Grid] | None, layers: int, *, single: bool) -> list[Grid]:
-    if single:
-        if grid is None:
-            raise ValueError(refusal("grid", "(H, W) of the tokens", None))
-        return [check_grid("grid", grid)]
-    wanted = f"{layers} pairs (H, W), one for each layer of q"
-    if grids is None:
-        raise ValueError(refusal("grids", wanted, None))
-    found = check_list("grids", grids, wanted, length=layers)
-    return [check_grid(f"grids[{index}]", item) for index, item in enumerate(found)]
 
 
 def local_affinity(
@@ -181,11 +123,7 @@ def _window_sums(layer: _Layer, index: int, grid: Grid, window: Grid, backend: s
     """One layer's share of the window sums on ``grid``, (B, N, kh·kw)."""
     if layer.grid == grid:
         return _window_attention(layer, layer.q, layer.k, layer.lse, grid, window, False, backend)
-    if layer.grid[0] > grid[0] or layer.grid[1] > grid[1]:
-        wanted = f"a grid no finer than that of the affinity, {grid}, whose windows need keys on it or on a coarser one"
-        raise ValueError(
-            refusal(f"grids[{index}]", wanted, layer.grid, "leave the layer out or ask for the finest grid")
-        )
+    refuse_finer(index, layer.grid, grid)
     device = layer.q.device
     cell = cell_of_token(grid, layer.grid, device)
     keys = layer.k[:, :, cell]
@@ -251,15 +189,11 @@ def global_affinity(
         [0.5, 0.5]
     """
     layers, target = _layers(q, k, w, grid, grids, scale, lse, backend)
-    smallest = min(layer.grid[0] for layer in layers), min(layer.grid[1] for layer in layers)
-    smallest = min(smallest[0], target[0]), min(smallest[1], target[1])
-    pair = default_cells(smallest) if cells is None else check_cells(cells, smallest)
+    pair = common_cells(cells, [layer.grid for layer in layers], target)
     u: Tensor | None = None
     for layer in layers:
         part = operators.global_affinity(layer.q, layer.k, layer.w, layer.lse, layer.grid, pair, layer.scale, backend)
-        if layer.grid != target:
-            corners = bilinear_corners(layer.grid, target, part.device)
-            part = sum(part[:, corner] * weight.to(part.dtype)[:, None] for corner, weight in corners)
+        part = blend_rows(part, layer.grid, target)
         u = part if u is None else u + part
     assert u is not None
     return LowRankAffinity(u, grid=target, cells=pair)

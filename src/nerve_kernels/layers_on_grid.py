@@ -1,4 +1,4 @@
-"""The window of a coarser layer, brought to the grid of the affinity: which of its keys a finer window reaches."""
+"""Rows and windows of a layer, brought to the grid of the affinity."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 from .grids import Grid, bilinear_corners, cell_of_position, cell_of_token, window_neighbours
+
+
+def blend_rows(rows: Tensor, layer: Grid, grid: Grid) -> Tensor:
+    """Rows (B, N_layer, ·) of a layer's queries, brought to ``grid`` bilinearly, (B, N, ·)."""
+    if layer == grid:
+        return rows
+    blended: Tensor | None = None
+    for corner, weight in bilinear_corners(layer, grid, rows.device):
+        part = rows[:, corner] * weight.to(rows.dtype)[:, None]
+        blended = part if blended is None else blended + part
+    assert blended is not None
+    return blended
 
 
 def window_on_layer(layer: Grid, grid: Grid, window: Grid) -> Grid:
@@ -29,6 +41,8 @@ def spread_window_sums(sums: Tensor, layer: Grid, layer_window: Grid, grid: Grid
 
     Queries are blended bilinearly; a key shares its attention equally among the tokens that it covers.
     """
+    if layer == grid:
+        return sums
     device = sums.device
     cell = cell_of_token(grid, layer, device)
     neighbour, inside = window_neighbours(grid, window, device)

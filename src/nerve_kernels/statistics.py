@@ -10,21 +10,11 @@ from torch import Tensor
 
 from ._operators import attention as operators
 from ._operators.attention.local_affinity import normalize_window_rows
-from ._operators.checks import (
-    check_backend,
-    check_cells,
-    check_head_weights,
-    check_number,
-    check_queries_and_keys,
-    check_scale,
-    check_tokens,
-    check_window,
-    refusal,
-)
+from ._operators.checks import check_backend, check_head_weights, check_number, check_window, refusal
 from .affinity import LocalAffinity, LowRankAffinity
-from .affinity_from_attention import layer_grids, one_or_many
-from .grids import Grid, bilinear_corners, default_cells
-from .layer_windows import spread_window_sums, window_on_layer
+from .attention_layers import check_layers, common_cells, layer_prefix, one_or_many, refuse_finer
+from .grids import Grid
+from .layers_on_grid import blend_rows, spread_window_sums, window_on_layer
 from .mixed_affinity import MixedAffinity, mix
 
 STORAGE = (torch.float32, torch.bfloat16)
@@ -97,10 +87,9 @@ class AttentionStatistics:
     def local_affinity(self, w: Tensor | Sequence[Tensor], *, backend: str | None = None) -> LocalAffinity:
         """S_local under head weights; the window is renormalised after heads and layers are summed."""
         total: Tensor | None = None
-        for index, fused in enumerate(self._fuse(self.local, w, backend)):
-            part = fused
-            if self.grids[index] != self.grid:
-                part = spread_window_sums(fused, self.grids[index], self.windows[index], self.grid, self.window)
+        layers = zip(self._fuse(self.local, w, backend), self.grids, self.windows, strict=True)
+        for fused, layer_grid, layer_window in layers:
+            part = spread_window_sums(fused, layer_grid, layer_window, self.grid, self.window)
             total = part if total is None else total + part
         assert total is not None
         return LocalAffinity(normalize_window_rows(total), grid=self.grid, window=self.window)
@@ -108,13 +97,8 @@ class AttentionStatistics:
     def global_affinity(self, w: Tensor | Sequence[Tensor], *, backend: str | None = None) -> LowRankAffinity:
         """S_global under head weights."""
         u: Tensor | None = None
-        for index, fused in enumerate(self._fuse(self.pooled, w, backend)):
-            part = fused
-            if self.grids[index] != self.grid:
-                corners = bilinear_corners(self.grids[index], self.grid, part.device)
-                part = sum(
-                    (fused[:, at] * weight.to(part.dtype)[:, None] for at, weight in corners), fused.new_zeros(())
-                )
+        for fused, layer_grid in zip(self._fuse(self.pooled, w, backend), self.grids, strict=True):
+            part = blend_rows(fused, layer_grid, self.grid)
             u = part if u is None else u + part
         assert u is not None
         return LowRankAffinity(u, grid=self.grid, cells=self.cells)
@@ -122,11 +106,10 @@ class AttentionStatistics:
     def _fuse(self, kept: Tensor | list[Tensor], w: Tensor | Sequence[Tensor], backend: str | None) -> list[Tensor]:
         """Σ_h w_h of each layer, (B, N, columns) in float32 or better."""
         check_backend(backend)
-        weights = one_or_many(w, "w", len(self.grids))
-        single = isinstance(kept, Tensor)
         layers = [kept] if isinstance(kept, Tensor) else kept
+        weights = one_or_many(w, "w", len(layers))
         for index, (weight, layer) in enumerate(zip(weights, layers, strict=True)):
-            check_head_weights(weight, layer, "" if single else f"layer {index}: ")
+            check_head_weights(weight, layer, layer_prefix(kept, index))
         return [
             operators.fuse_attention_maps(layer, weight, True, backend)
             for layer, weight in zip(layers, weights, strict=True)
@@ -187,33 +170,20 @@ def attention_statistics(
     if storage not in STORAGE:
         raise ValueError(refusal("storage", "torch.float32 or torch.bfloat16", storage))
     sharpness = check_number("global_sharpness", global_sharpness, low=0, wanted="> 0", low_open=True)
-    queries, given, target = layer_grids(q, grid, grids)
-    keys = one_or_many(k, "k", len(queries))
-    single = isinstance(q, Tensor)
-    scales = []
-    for index, (layer_q, layer_k) in enumerate(zip(queries, keys, strict=True)):
-        prefix = "" if single else f"layer {index}: "
-        check_queries_and_keys(layer_q, layer_k, prefix)
-        assert layer_k is not None
-        check_tokens(f"{prefix}grid", given[index], layer_q.shape[2], "q")
-        check_tokens(f"{prefix}grid", given[index], layer_k.shape[2], "k")
-        if given[index][0] > target[0] or given[index][1] > target[1]:
-            wanted = f"a grid no finer than that of the affinity, {target}"
-            instead = "leave the layer out or ask for the finest grid"
-            raise ValueError(refusal(f"grids[{index}]", wanted, given[index], instead))
-        scales.append(check_scale(scale, layer_q.shape[3]))
-    if len({layer_q.shape[0] for layer_q in queries}) > 1:
-        raise ValueError(refusal("q", "one batch size in all layers", sorted({item.shape[0] for item in queries})))
+    layers, target = check_layers(q, k, grid, grids, scale)
+    given = tuple(layer.grid for layer in layers)
+    for index, layer_grid in enumerate(given):
+        refuse_finer(index, layer_grid, target)
     pair = check_window(window, target)
-    smallest = min(one[0] for one in given), min(one[1] for one in given)
-    count = default_cells(smallest) if cells is None else check_cells(cells, smallest)
-    windows = tuple(window_on_layer(layer, target, pair) for layer in given)
+    count = common_cells(cells, given, target)
+    windows = tuple(window_on_layer(layer_grid, target, pair) for layer_grid in given)
     bfloat16 = storage == torch.bfloat16
     found = [
-        operators.attention_statistics(*layer, count, layer_scale, sharpness, bfloat16, backend)
-        for *layer, layer_scale in zip(queries, keys, given, windows, scales, strict=True)
+        operators.attention_statistics(
+            layer.q, layer.k, layer.grid, layer_window, count, layer.scale, sharpness, bfloat16, backend
+        )
+        for layer, layer_window in zip(layers, windows, strict=True)
     ]
-    entropy, lse, local, pooled = ([item[place] for item in found] for place in range(4))
-    if single:
-        return AttentionStatistics(entropy[0], lse[0], local[0], pooled[0], target, pair, count, tuple(given), windows)
-    return AttentionStatistics(entropy, lse, local, pooled, target, pair, count, tuple(given), windows)
+    fields = [[item[place] for item in found] for place in range(4)]
+    entropy, lse, local, pooled = (field[0] for field in fields) if isinstance(q, Tensor) else fields
+    return AttentionStatistics(entropy, lse, local, pooled, target, pair, count, given, windows)

@@ -23,17 +23,6 @@ from .score_blocks import head_blocks, probabilities, scores
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def new_results(q: Tensor, k: Tensor, grid: list[int], window: list[int], cells: list[int], bfloat16: bool) -> Results:
-    """Room for (entropy, lse, local, pooled, cell_lse)."""
-    dtype = accumulation_dtype(q, k)
-    rows = q.shape[:3]
-    entropy, lse, cell_lse = (q.new_empty(rows, dtype=dtype) for _ in range(3))
-    storage = torch.bfloat16 if bfloat16 else dtype
-    local = q.new_empty((*rows, window[0] * window[1]), dtype=storage)
-    pooled = q.new_empty((*rows, cells[0] * cells[1]), dtype=storage)
-    return entropy, lse, local, pooled, cell_lse
-
-
 def eager(
     q: Tensor,
     k: Tensor,
@@ -45,7 +34,7 @@ def eager(
     bfloat16: bool,
 ) -> Results:
     """One block of rows at a time, as ``attention_entropy``; the window is gathered, the cells are summed."""
-    results = entropy, lse, local, pooled, cell_lse = new_results(q, k, grid, window, cells, bfloat16)
+    results = entropy, lse, local, pooled, cell_lse = fake(q, k, grid, window, cells, scale, sharpness, bfloat16)
     neighbour, inside = window_neighbours((grid[0], grid[1]), (window[0], window[1]), q.device)
     for index, rows in head_blocks(q, k):
         block = scores(q[index][rows], k[index], scale, lse.dtype)
@@ -78,7 +67,13 @@ def fake(
     bfloat16: bool,
 ) -> Results:
     """Three numbers, a window and the cells for each row."""
-    return new_results(q, k, grid, window, cells, bfloat16)
+    dtype = accumulation_dtype(q, k)
+    rows = q.shape[:3]
+    entropy, lse, cell_lse = (q.new_empty(rows, dtype=dtype) for _ in range(3))
+    storage = torch.bfloat16 if bfloat16 else dtype
+    local = q.new_empty((*rows, window[0] * window[1]), dtype=storage)
+    pooled = q.new_empty((*rows, cells[0] * cells[1]), dtype=storage)
+    return entropy, lse, local, pooled, cell_lse
 
 
 def row_terms(grads: Sequence[Tensor], results: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
