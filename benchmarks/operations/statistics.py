@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from benchmarks.operations import sizes
 from benchmarks.operations.attention import (
@@ -68,6 +70,7 @@ def _kept(size: Size) -> int:
     return (size.heads + 1) * (size.window**2 + size.cells**2)
 
 
+NAIVE = naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size))
 PASSES = Peer("entropy, local and global affinity: a pass each", _a_pass_each)
 
 A_PASS_EACH = Operation(
@@ -77,28 +80,22 @@ A_PASS_EACH = Operation(
     # the weights of the second pass come from the first
     work=lambda size: layer_work(size, passes=2, result=4 * size.batch * size.tokens * (49 + size.cells**2)),
     extra_bytes=linear_memory(32, lambda size: size.window**2 + size.cells**2 + size.heads * size.head_size),
-    baseline="naive: maps, sum, gather, cell sums",
+    baseline=NAIVE.name,
     peers=(
-        naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size)),
+        NAIVE,
         compiled_peer(compiled.affinities, sizes.SD15_32),
     ),
     sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
     quick=(sizes.SD15_32,),
 )
 
-ONE_LOOK = Operation(
+ONE_LOOK = replace(
+    A_PASS_EACH,
     name="both affinities from one look",
     ours=_one_look,
-    reference=_both_reference,
     work=lambda size: layer_work(size, result=4 * size.batch * size.tokens * (49 + size.cells**2)),
     extra_bytes=linear_memory(32, lambda size: _kept(size) + size.heads * size.head_size),
-    baseline="naive: maps, sum, gather, cell sums",
-    peers=(
-        PASSES,
-        naive("naive: maps, sum, gather, cell sums", lambda p: naive_affinities(p.q, p.k, p.size)),
-    ),
-    sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
-    quick=(sizes.SD15_32,),
+    peers=(PASSES, NAIVE),
 )
 
 AFTERWARDS = Operation(
