@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.fuzz.damage import damaged_bytes
 from tests.fuzz.judging import FUZZ
 
 from nerve_kernels.segmentation.images import REFUSED_FORMATS, NotAnImageError, load_image, readable_formats
@@ -68,23 +69,6 @@ def image_files(draw: st.DrawFn) -> tuple[bytes, tuple[int, int]]:
     return stream.getvalue(), upright
 
 
-def damage(draw: st.DrawFn, content: bytes) -> bytes:
-    """The file cut short, with some bytes changed, with some more, or another one's middle."""
-    how = draw(st.sampled_from(["cut", "change", "insert", "zeros"]))
-    at = draw(st.integers(0, max(0, len(content) - 1)))
-    if how == "cut":
-        return content[:at]
-    if how == "insert":
-        return content[:at] + draw(st.binary(max_size=16)) + content[at:]
-    if how == "zeros":
-        return content[:at] + bytes(min(64, len(content) - at)) + content[at + 64 :]
-    changed = bytearray(content)
-    # most of what a reader believes without looking stands at the beginning
-    for position in draw(st.lists(st.integers(0, min(len(content) - 1, 400)), min_size=1, max_size=4)):
-        changed[position] = draw(st.integers(0, 255))
-    return bytes(changed)
-
-
 def read(folder: Path, content: bytes, suffix: str) -> Image.Image | None:
     """The image; None where it was refused as it should be."""
     path = folder / f"image{suffix}"
@@ -114,7 +98,8 @@ def test_whole_files_are_read_whatever_they_are_called(tmp_path_factory, file, s
 @given(image_files(), st.sampled_from(SUFFIXES), st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damage; the command silences it
 def test_damaged_files_are_read_or_refused(tmp_path_factory, file, suffix, data):
-    content = damage(data.draw, file[0])
+    # most of what a reader believes without looking stands at the beginning
+    content = damaged_bytes(data.draw, file[0], mostly_before=400)
     read(tmp_path_factory.getbasetemp(), content, suffix)
 
 
