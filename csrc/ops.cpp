@@ -18,8 +18,9 @@
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,
 //                                       float scale) -> Tensor
 //   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
-//                                   SymInt[] grid, SymInt[] window, SymInt[] cells, float beta, float alpha,
-//                                   SymInt steps, bool normalize) -> Tensor
+//                                   Tensor? row_pointers, Tensor? columns, SymInt[] grid, SymInt[] window,
+//                                   SymInt[] cells, float beta, float alpha, SymInt steps, bool normalize) -> Tensor
+//   nerve_kernels::_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor
 //   nerve_kernels::_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor
 
 #include <torch/csrc/stable/library.h>
@@ -27,6 +28,7 @@
 #include "cpu/attention/attention.h"
 #include "cpu/pixels/best_labels.h"
 #include "cpu/walk/random_walk.h"
+#include "cpu/walk/sampled_product.h"
 #include "cpu/walk/window_product.h"
 
 STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
@@ -41,5 +43,6 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
+  m.impl("_sampled_product_cpp", TORCH_BOX(&nerve_kernels::cpu::sampled_product));
   m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));
 }

@@ -61,7 +61,7 @@ def of_registry(operation: Operation, size: Size, dtype: torch.dtype) -> None:
         implementation("window_product")(problem.local.values, problem.seeds, grid, window)
     elif operation.name == "random_walk, forward and backward":
         affinity = AffinityArguments(
-            problem.local.values, problem.global_affinity.u, None, None, grid, window, cells, BETA
+            problem.local.values, problem.global_affinity.u, grid=grid, window=window, cells=cells, beta=BETA
         )
         arguments = (problem.seeds, affinity, ALPHA, size.steps, False)
         implementation("random_walk")(*arguments)

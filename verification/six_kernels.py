@@ -50,7 +50,7 @@ def six_kernels(device: str) -> dict[str, Launch]:
     q, k, w = half.q, half.k, half.w
     lse = torch.zeros(q.shape[:3], device=device)
     values, u = single.local.values, single.global_affinity.u
-    affinity = AffinityArguments(values, u, None, None, grid, window, cells, BETA)
+    affinity = AffinityArguments(values, u, grid=grid, window=window, cells=cells, beta=BETA)
     with recording() as entropy:
         attention_entropy.run(q, k, scale)
     with recording() as local:

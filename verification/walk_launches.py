@@ -45,8 +45,8 @@ class WalkSize:
             u = _empty(1, tokens, math.prod(self.cells), dtype=dtype)
         if self.kind == "dense":
             dense = _empty(1, tokens, tokens, dtype=dtype)
-        sizes = list(self.grid), list(self.window), list(self.cells)
-        return AffinityArguments(values, u, None, dense, *sizes, BETA)
+        grid, window, cells = list(self.grid), list(self.window), list(self.cells)
+        return AffinityArguments(values, u, None, dense, grid=grid, window=window, cells=cells, beta=BETA)
 
     def operator(self, dtype: torch.dtype) -> WalkOperator:
         """S as it is."""

@@ -64,7 +64,7 @@ class StepCase:
 
         values, u = stochastic(math.prod(self.window), dtype), stochastic(math.prod(self.cells), dtype)
         p, seeds = (stochastic(self.labels, torch.float32) for _ in range(2))
-        sizes = list(self.grid), list(self.window), list(self.cells)
+        sizes = {"grid": list(self.grid), "window": list(self.window), "cells": list(self.cells), "beta": BETA}
         average = reference.cell_average(self.grid, self.cells).transpose(0, 1)
         pooled = (average @ p.double()).float()
         local_part = reference.window_to_dense(values, grid=self.grid, window=self.window)
@@ -74,7 +74,7 @@ class StepCase:
         if self.last:
             expected = expected / expected.sum(-1, keepdim=True)
         with float32_products(products):
-            operator = WalkOperator(AffinityArguments(values, u, None, None, *sizes, BETA), ALPHA, seeds)
+            operator = WalkOperator(AffinityArguments(values, u, **sizes), ALPHA, seeds)
             out, pooled_out = (torch.full_like(item, math.nan) for item in (p, pooled))
             after = None if self.last or not operator.pools_itself else pooled_out
             planned = operator.step.plan(p, pooled, seeds, out, after, normalize=self.last)

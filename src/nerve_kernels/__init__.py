@@ -7,8 +7,16 @@ from importlib.metadata import version
 
 from . import reference
 from ._operators.dispatch import BackendUnavailableError, available_backends, show_config
-from .affinity import LocalAffinity, LowRankAffinity
-from .affinity_from_attention import global_affinity, local_affinity
+from .affinity import (
+    GraphAffinity,
+    LocalAffinity,
+    LowRankAffinity,
+    MixedAffinity,
+    global_affinity,
+    knn_affinity,
+    local_affinity,
+    mix,
+)
 from .attention import (
     attention_entropy,
     attention_map_entropy,
@@ -17,7 +25,6 @@ from .attention import (
     fuse_attention_maps,
 )
 from .heads import head_weights
-from .mixed_affinity import MixedAffinity, mix
 from .statistics import AttentionStatistics, attention_statistics
 from .walk import random_walk, random_walk_limit
 from .warmup import warmup
@@ -27,6 +34,7 @@ __version__ = version("nerve-kernels")
 __all__ = [
     "AttentionStatistics",
     "BackendUnavailableError",
+    "GraphAffinity",
     "LocalAffinity",
     "LowRankAffinity",
     "MixedAffinity",
@@ -40,6 +48,7 @@ __all__ = [
     "fuse_attention_maps",
     "global_affinity",
     "head_weights",
+    "knn_affinity",
     "local_affinity",
     "mix",
     "random_walk",

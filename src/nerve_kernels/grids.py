@@ -6,6 +6,8 @@ on sizes only, holds no data and costs O(N) or O(N·k²) integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,6 +61,40 @@ def window_neighbours(grid: Grid, window: Grid, device: torch.device | None = No
     neighbour = y[:, None, :, None] * width + x[None, :, None, :]
     size = window[0] * window[1]
     return torch.where(inside, neighbour, 0).reshape(-1, size), inside.reshape(-1, size)
+
+
+def stencil_offsets(window: Grid, dilations: Sequence[int] = (1,), centre: bool = True) -> list[Grid]:
+    """The (dy, dx) that a token sees: for each dilation the window row-major from its upper left, dilation times apart.
+
+    Without ``centre`` the token itself is left out of each.
+    """
+    half_height, half_width = window[0] // 2, window[1] // 2
+    steps = [(dy, dx) for dy in range(-half_height, half_height + 1) for dx in range(-half_width, half_width + 1)]
+    kept = [step for step in steps if centre or step != (0, 0)]
+    return [(dilation * dy, dilation * dx) for dilation in dilations for dy, dx in kept]
+
+
+def stencil_reach(offsets: Sequence[Grid]) -> Grid:
+    """How far the offsets reach from a token, along y and x."""
+    return max(abs(dy) for dy, _ in offsets), max(abs(dx) for _, dx in offsets)
+
+
+def stencil_neighbours(
+    grid: Grid, offsets: Sequence[Grid], clamp: bool, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """For each token the token at each offset, (N, K) int64, and whether it is one of the grid, bool.
+
+    With ``clamp`` every one is: an offset beyond the border leads to the nearest token of the edge. Without, indices
+    outside the grid are clamped all the same, so that they can be gathered.
+    """
+    height, width = grid
+    steps = torch.tensor(offsets, dtype=torch.int64, device=device)
+    y = torch.arange(height, device=device)[:, None, None] + steps[:, 0]
+    x = torch.arange(width, device=device)[None, :, None] + steps[:, 1]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    neighbour = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    count = steps.shape[0]
+    return neighbour.reshape(-1, count), (inside | clamp).reshape(-1, count)
 
 
 def _bilinear_side(source: int, target: int, device: torch.device | None) -> tuple[Tensor, Tensor, Tensor]:

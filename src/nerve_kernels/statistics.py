@@ -11,11 +11,10 @@ from torch import Tensor
 from ._operators import attention as operators
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.checks import check_backend, check_head_weights, check_number, check_window, refusal
-from .affinity import LocalAffinity, LowRankAffinity
+from .affinity import LocalAffinity, LowRankAffinity, MixedAffinity, mix
 from .attention_layers import check_layers, common_cells, layer_prefix, one_or_many, refuse_finer
 from .grids import Grid
 from .layers_on_grid import blend_rows, spread_window_sums, window_on_layer
-from .mixed_affinity import MixedAffinity, mix
 
 STORAGE = (torch.float32, torch.bfloat16)
 

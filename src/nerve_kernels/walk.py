@@ -23,7 +23,7 @@ from ._operators.checks import (
     refusal,
     shape_of,
 )
-from .affinity import Affinity
+from .affinity import Affinity, GraphAffinity, MixedAffinity
 
 STOCHASTIC_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 """How far row sums may be from 1 under ``check=True``: rounding of the storage, not of the mathematics."""
@@ -78,7 +78,7 @@ def _operator_arguments(affinity: Affinity | Tensor, tokens: int) -> tuple[Affin
         check_shape("affinity", affinity, (affinity.shape[0], tokens, tokens), "(B, N, N) for the seeds' N tokens")
         return AffinityArguments(dense=affinity), affinity.shape[0]
     if not isinstance(affinity, Affinity):
-        wanted = "a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N)"
+        wanted = "a LocalAffinity, GraphAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N)"
         raise TypeError(refusal("affinity", wanted, kind_of(affinity)))
     arguments = affinity.operator_arguments()
     check_tokens("affinity", arguments.grid, tokens, "seeds")
@@ -106,6 +106,10 @@ def _check_values(seeds: Tensor, affinity: Affinity | Tensor, *, stochastic: boo
     """What ``check=True`` looks at; each look is a device synchronisation."""
     if not torch.isfinite(seeds).all():
         raise ValueError(refusal("seeds", "finite numbers", f"{int((~torch.isfinite(seeds)).sum())} that are not"))
+    if isinstance(affinity, (GraphAffinity, MixedAffinity)):
+        graph = affinity if isinstance(affinity, GraphAffinity) else affinity.local
+        if isinstance(graph, GraphAffinity):
+            graph.check_indices()
     if not stochastic:
         return
     if ((seeds < 0) | (seeds > 1)).any():
@@ -146,10 +150,11 @@ def random_walk(
     Args:
         seeds: G, (B, N, C) or (N, C): C label probabilities for each of N = H·W tokens, row-major; float32, float16,
             bfloat16 or float64, any strides. Rows usually sum to 1.
-        affinity: S, a :class:`LocalAffinity`, :class:`LowRankAffinity`, :class:`MixedAffinity`, or a dense tensor
-            (B, N, N); a batch of 1 serves all seeds. Its dtype may be lower than that of ``seeds`` (bfloat16 storage,
-            float32 walk).
-        alpha: α in [0, 1), the weight of the neighbours; 1−α is the weight of the restart.
+        affinity: S, a :class:`LocalAffinity`, :class:`GraphAffinity`, :class:`LowRankAffinity`,
+            :class:`MixedAffinity`, or a dense tensor (B, N, N); a batch of 1 serves all seeds. Its dtype may be lower
+            than that of ``seeds`` (bfloat16 storage, float32 walk).
+        alpha: α in [0, 1], the weight of the neighbours; 1−α is the weight of the restart. 1, without restart, needs
+            ``steps``.
         steps: L from 0 to 10,000,000. Exactly one of ``steps`` and ``tol``.
         tol: ε > 0: L = max(0, ⌈log ε / log α⌉) steps, again 10,000,000 at most, after which every probability is within
             ε of the limit. Needs a row-stochastic S and G in [0, 1].
@@ -175,7 +180,7 @@ def random_walk(
     PyG ``APPNP``                           ``alpha`` there is the teleport, 1−α here; ``K`` is ``steps``
     PyG ``LabelPropagation``                ``alpha`` is α; ``num_layers`` is ``steps``; it clamps to [0, 1] each step
     scikit-image ``random_walker``          solves the limit with hard seeds; see :func:`random_walk_limit`
-    PAMR                                    α → 1 without restart, a local S from colours; ``num_iter`` is ``steps``
+    PAMR                                    ``alpha=1``, a local S from colours; ``num_iter`` is ``steps``
     ======================================  ======================================================================
 
     Source: NERVE, arXiv 2511.08248, random walk refinement.
@@ -190,9 +195,16 @@ def random_walk(
     """
     check_backend(backend)
     batched, arguments = _prepare(seeds, affinity)
-    value = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
+    value = check_number("alpha", alpha, low=0, high=1, wanted="in [0, 1]")
     if (steps is None) == (tol is None):
         raise ValueError(refusal("steps, tol", "exactly one of them", f"steps={steps!r} and tol={tol!r}"))
+    if tol is not None and value == 1:
+        raise ValueError(
+            refusal("alpha", "a number in [0, 1) with tol", alpha, "give steps: without restart none suffice")
+        )
+    if tol is not None and arguments.symmetric:
+        do = "give steps, or call random_walk_limit, which certifies it by its residual"
+        raise ValueError(refusal("tol", "None with a symmetric affinity, whose rows need not sum to 1", tol, do))
     count = _count_steps(value, steps, tol)
     check_flag("check", check)
     if check_flag("normalize", normalize) and batched.shape[2] == 1:
@@ -221,7 +233,9 @@ def random_walk_limit(
 
     Args:
         seeds: G, (B, N, C) or (N, C); float32, float16, bfloat16 or float64.
-        affinity: S, as for :func:`random_walk`; α times its largest absolute row sum must be below 1.
+        affinity: S, as for :func:`random_walk`; α times its largest absolute row sum must be below 1. With a
+            ``symmetric`` :class:`GraphAffinity` that is not asked for: conjugate gradients, a solution for each column,
+            with |P − P_∞| ≤ ‖r‖₂ / (1−α).
         alpha: α in [0, 1).
         tol: Largest elementwise error wanted, > 0. Where it is below what the dtype of ``seeds`` can hold, the best
             result is returned with a warning.

@@ -153,7 +153,7 @@ def launches(
                 torch.empty((1, tokens, sides[0] * sides[1]), dtype=affinity_dtype, device=device)
                 for sides in (window, cells)
             )
-            affinity = AffinityArguments(values, u, None, None, list(grid), list(window), list(cells), beta)
+            affinity = AffinityArguments(values, u, grid=list(grid), window=list(window), cells=list(cells), beta=beta)
             if beta == 0:
                 affinity = AffinityArguments(values, grid=list(grid), window=list(window))
             elif beta == 1:

@@ -147,7 +147,7 @@ def walk_outputs(add: Callable[[str, Tensor], None]) -> None:
                 }
                 for kind, parts in kinds.items():
                     name = f"random_walk {kind} {short(dtype)}, seeds {short(seeds_dtype)}"
-                    add(name, run(seeds, start, *parts, grid, window, cells, 0.4, 0.85, 2, kind == "mixed"))
+                    add(name, run(seeds, start, *parts, None, None, grid, window, cells, 0.4, 0.85, 2, kind == "mixed"))
 
 
 @torch.no_grad()

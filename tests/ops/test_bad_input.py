@@ -27,6 +27,14 @@ def walk(seeds: Any = SEEDS, affinity: Any = LOCAL, **options: Any) -> torch.Ten
     return nk.random_walk(seeds, affinity, **{"alpha": 0.9, "steps": 3, **options})
 
 
+def stencil(**options: Any) -> nk.LocalAffinity:
+    return nk.LocalAffinity(torch.ones(1, 12, 9), **{"grid": (3, 4), "window": 3, **options})
+
+
+def graph(row_pointers: list[int], columns: list[Any], **options: Any) -> nk.GraphAffinity:
+    return nk.GraphAffinity(torch.tensor(row_pointers), torch.tensor(columns), torch.ones(len(columns)), **options)
+
+
 CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     # tensors
     ("q no tensor", TypeError, lambda: nk.attention_entropy([1.0], Q), "q: expected a torch.Tensor (B, heads, N, d), got list"),
@@ -92,14 +100,33 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("seeds type", TypeError, lambda: walk([0.5]), "seeds: expected a torch.Tensor (B, N, C) or (N, C), got list"),
     ("seeds shape", ValueError, lambda: walk(SEEDS[0, 0]), "seeds: expected a torch.Tensor (B, N, C) or (N, C), got (2,)"),
     ("seeds dtype", TypeError, lambda: walk(SEEDS.long()), "seeds: expected float32, float16, bfloat16 or float64, got torch.int64"),
-    ("affinity type", TypeError, lambda: walk(affinity=[1]), "affinity: expected a LocalAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got list"),
+    ("affinity type", TypeError, lambda: walk(affinity=[1]), "affinity: expected a LocalAffinity, GraphAffinity, LowRankAffinity, MixedAffinity or a dense tensor (B, N, N), got list"),
     ("affinity tokens", ValueError, lambda: walk(SEEDS[:, :6]), "affinity: expected H · W = 6 tokens as seeds has, got 3 × 4 = 12"),
     ("dense tokens", ValueError, lambda: walk(affinity=torch.zeros(1, 11, 11)), "affinity: expected (B, N, N) for the seeds' N tokens = (1, 12, 12), got (1, 11, 11)"),
     ("batch", ValueError, lambda: walk(torch.zeros(3, 12, 2), torch.zeros(2, 12, 12)), "affinity: expected a batch of 3 as seeds have, or 1 for all of them, got 2"),
     ("walk device", ValueError, lambda: walk(SEEDS.to("meta")), "values: expected to be on meta as seeds is, got cpu"),
-    ("alpha one", ValueError, lambda: walk(alpha=1.0), "alpha: expected a number in [0, 1), got 1.0"),
-    ("alpha nan", ValueError, lambda: walk(alpha=math.nan), "alpha: expected a number in [0, 1), got nan"),
-    ("alpha type", TypeError, lambda: walk(alpha="0.9"), "alpha: expected a number in [0, 1), got str"),
+    ("alpha one", ValueError, lambda: walk(alpha=1.0, steps=None, tol=0.1), "alpha: expected a number in [0, 1) with tol, got 1.0; give steps"),
+    ("alpha nan", ValueError, lambda: walk(alpha=math.nan), "alpha: expected a number in [0, 1], got nan"),
+    ("alpha type", TypeError, lambda: walk(alpha="0.9"), "alpha: expected a number in [0, 1], got str"),
+    ("dilation", ValueError, lambda: stencil(dilations=(0,)), "dilations[0]: expected an int ≥ 1, got 0"),
+    ("dilation past the grid", ValueError, lambda: stencil(dilations=(1, 4)), "dilations[1]: expected at most 2 for a window of 3 on a grid side of 3, got 4; a larger one would reach no token"),
+    ("dilation twice", ValueError, lambda: stencil(dilations=(1, 1)), "dilations: expected each of them once, got (1, 1)"),
+    ("no dilation", ValueError, lambda: stencil(dilations=()), "dilations: expected at least one, got ()"),
+    ("stencil columns", ValueError, lambda: stencil(dilations=(1, 2)), "values: expected 2 × 3 × 3 = 18 columns for window (3, 3), got (1, 12, 9)"),
+    ("stencil columns, no centre", ValueError, lambda: stencil(centre=False), "values: expected (3 × 3 − 1) = 8 columns for window (3, 3), got (1, 12, 9)"),
+    ("stencil of nothing", ValueError, lambda: stencil(window=1, centre=False), "window: expected more than one place without the centre, got (1, 1)"),
+    ("border", ValueError, lambda: stencil(border="reflect"), "border: expected 'zero' or 'clamp', got 'reflect'"),
+    ("column past the graph", ValueError, lambda: graph([0, 1, 2], [0, 2]), "columns: expected tokens from 0 to 1, got columns from 0 to 2"),
+    ("column before the graph", ValueError, lambda: graph([0, 1, 2], [0, -1]), "columns: expected tokens from 0 to 1, got columns from -1 to 0"),
+    ("row pointers fall", ValueError, lambda: graph([0, 2, 1], [0, 1]), "row_pointers: expected 0 first, and none below the one before, got others"),
+    ("row pointers past the entries", ValueError, lambda: graph([0, 1, 3], [0, 1]), "row_pointers: expected at most 2, as there are entries, got 3"),
+    ("columns type", TypeError, lambda: graph([0, 1], [0.0]), "columns: expected int32 or int64, got torch.float32"),
+    ("values of a graph", ValueError, lambda: nk.GraphAffinity(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(2)), "values: expected 1 entries as columns has, got (1, 2)"),
+    ("tol of a symmetric graph", ValueError, lambda: nk.random_walk(SEEDS[:, :2], graph([0, 1, 2], [1, 0], symmetric=True), alpha=0.5, tol=0.1), "tol: expected None with a symmetric affinity, whose rows need not sum to 1, got 0.1; give steps"),
+    ("more neighbours than tokens", ValueError, lambda: nk.knn_affinity(torch.ones(1, 3, 2), 4), "k: expected an int from 1 to N = 3, got 4"),
+    ("one-sided symmetric", ValueError, lambda: nk.knn_affinity(torch.ones(1, 3, 2), 1, symmetric=False, normalize="symmetric"), "normalize: expected 'row' or 'none' where symmetric is False"),
+    ("distances without positions", ValueError, lambda: nk.knn_affinity(torch.ones(1, 3, 2), 1, distance_scale=1.0), "positions: expected (B, N, 2) where distance_scale is not 0, got None"),
+    ("graph on another grid", ValueError, lambda: nk.mix(nk.LowRankAffinity(torch.ones(1, 12, 1), grid=(3, 4), cells=1), graph([0, 1, 2], [0, 1])), "s_global: expected H · W = 2 tokens as s_local has"),
     ("steps", ValueError, lambda: walk(steps=-1), "steps: expected an int ≥ 0, got -1"),
     ("steps type", TypeError, lambda: walk(steps=2.5), "steps: expected an int ≥ 0, got float"),
     ("too many steps", ValueError, lambda: walk(steps=10**30), "steps: expected an int ≥ 0 and below 2⁶³, got one of 100 bits"),
@@ -109,7 +136,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
     ("scores past float32, eager", ValueError, lambda: nk.attention_entropy(Q - 1e20, Q + 1e20, backend="eager"), "q, k, scale: expected scores within ±3.4e+38, got "),
     ("check of scores", TypeError, lambda: nk.attention_entropy(Q, Q, check=1), "check: expected True or False, got int"),
     ("scores past float64", ValueError, lambda: nk.attention_entropy(Q.double() + 1e200, Q.double() + 1e200), "q, k, scale: expected scores within ±1.8e+308, got "),
-    ("alpha past floats", ValueError, lambda: walk(alpha=10**400), "alpha: expected a number in [0, 1), got inf"),
+    ("alpha past floats", ValueError, lambda: walk(alpha=10**400), "alpha: expected a number in [0, 1], got inf"),
     ("normalize type", TypeError, lambda: walk(normalize=None), "normalize: expected True or False, got NoneType"),
     ("check type", TypeError, lambda: walk(check=1), "check: expected True or False, got int"),
     ("steps and tol", ValueError, lambda: walk(tol=0.1), "steps, tol: expected exactly one of them, got steps=3 and tol=0.1"),

@@ -139,11 +139,9 @@ def test_the_limit_agrees_with_the_reference_within_its_bound(name, dtype, backe
 
 def test_the_limit_needs_fewer_products_than_the_walk():
     problem = walk_problem(8, (20, 20), labels=4, window=(7, 7), cells=(5, 5))
-    values, u, v, dense, grid, window, cells, beta = problem.mixed(0.5).operator_arguments()
+    affinity = problem.mixed(0.5).operator_arguments()
     for alpha, tol in [(0.9, 1e-6), (0.99, 1e-6), (0.9, 1e-10)]:
-        result, bound, counts = torch.ops.nerve_kernels.random_walk_limit(
-            problem.seeds, values, u, v, dense, grid, window, cells, beta, alpha, tol
-        )
+        result, bound, counts = torch.ops.nerve_kernels.random_walk_limit(problem.seeds, *affinity, alpha, tol)
         assert bound <= tol
         assert int(counts[0]) < steps_for_tolerance(alpha, tol) / 2
         expected = reference.random_walk_limit(problem.seeds, problem.dense(0.5), alpha=alpha)

@@ -323,6 +323,8 @@ def test_refuses_what_it_cannot_compute(change: dict[str, object], message: str)
         "u": torch.rand(1, 6, 4),
         "v": None,
         "dense": None,
+        "row_pointers": None,
+        "columns": None,
         "grid": (2, 3),
         "window": (3, 3),
         "cells": (2, 2),

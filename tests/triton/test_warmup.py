@@ -82,7 +82,9 @@ def test_the_walk_and_its_gradient_are_kernels_of_their_own(gpu: Path, monkeypat
     assert local == forward == 4  # whatever S is made of: packing, preparation, a step, the last step
     assert count(gradients=True) > forward
     with recording() as launches:
-        affinity = AffinityArguments(empty(1, 64, 9), empty(1, 64, 16), None, None, [8, 8], [3, 3], [4, 4], 0.5)
+        affinity = AffinityArguments(
+            empty(1, 64, 9), empty(1, 64, 16), grid=[8, 8], window=[3, 3], cells=[4, 4], beta=0.5
+        )
         random_walk.run(seeds, affinity, 0.5, 20, True)
     assert len(compilation.distinct(launches)) == forward
 

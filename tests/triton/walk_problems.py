@@ -72,7 +72,7 @@ class Problem:
         grid = [0, 0] if dense is not None else list(self.grid)
         window = [0, 0] if values is None else list(self.window)
         cells = list(self.cells) if u is not None and v is None else [0, 0]
-        affinity = AffinityArguments(values, u, v, dense, grid, window, cells, BETA)
+        affinity = AffinityArguments(values, u, v, dense, grid=grid, window=window, cells=cells, beta=BETA)
         return self.seeds(), affinity, ALPHA, self.steps, self.normalize
 
     def affinity(self) -> Tensor:

@@ -20,6 +20,8 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "best_labels.h"
 #include "block_product.h"
 #include "window_gradient.h"
+// on window_gradient.h
+#include "sparse_rows.h"
 #include "window_product.h"
 
 #if defined(TARGET_FEATURES)
@@ -41,6 +43,8 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .sum_tokens = sum_tokens<Number>,
     .window_product = window_product<Number>,
     .window_gradient = window_gradient<Number>,
+    .sparse_product = sparse_product<Number>,
+    .sampled_product = sampled_product<Number>,
     .bilinear_side = bilinear_side<Number>,
     .best_labels = best_labels<Number>,
 };

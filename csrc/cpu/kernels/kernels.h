@@ -157,6 +157,31 @@ struct WindowGradientRow {
   int64_t window_height, window_width;
 };
 
+// out[row] += scale * (S P)[row] for some rows of a sparse graph: S as its entries, row after row; an empty row is the
+// identity's.
+template <typename Number>
+struct SparseRows {
+  const int64_t* row_pointers;
+  const int32_t* columns;
+  const Number* values;
+  const Number* p;  // (N, stride)
+  Number* out;      // (row_end - row_begin, stride)
+  int64_t row_begin, row_end;
+  int64_t stride;  // a multiple of the quantum
+  Number scale;
+};
+
+// The gradient of such a product for the entries of some rows: products[e] = left[row of e] . p[columns[e]].
+template <typename Number>
+struct SampledRows {
+  const int64_t* row_pointers;
+  const int32_t* columns;
+  const Number *left, *p;  // (N, stride)
+  Number* products;        // (entries)
+  int64_t row_begin, row_end;
+  int64_t stride;
+};
+
 // ---- pixels ----------------------------------------------------------------------------------------------------------
 
 // One side of an image: pixel i lies between the tokens first[i] and second[i]. Weights are followed by room for
@@ -205,6 +230,8 @@ struct KernelsOf {
   void (*sum_tokens)(const TokenSum<Number>&);
   void (*window_product)(const WindowRow<Number>&);
   void (*window_gradient)(const WindowGradientRow<Number>&);
+  void (*sparse_product)(const SparseRows<Number>&);
+  void (*sampled_product)(const SampledRows<Number>&);
   void (*bilinear_side)(const BilinearSide<Number>&);  // fills in all but the two counts
   void (*best_labels)(const BestLabelRows<Number>&);
 };

@@ -48,8 +48,8 @@ void set_global(WalkProblem& problem, const OptionalTensor& u, OptionalTensor& v
 }  // namespace
 
 Tensor random_walk(Tensor seeds, OptionalTensor start, OptionalTensor values, OptionalTensor u, OptionalTensor v,
-                   OptionalTensor dense, std::vector<int64_t> grid, std::vector<int64_t> window,
-                   std::vector<int64_t> cells, double beta, double alpha, int64_t steps, bool normalize) {
+                   OptionalTensor dense, OptionalTensor row_pointers, OptionalTensor columns, std::vector<int64_t> grid,
+                   std::vector<int64_t> window, std::vector<int64_t> cells, double beta, double alpha, int64_t steps, bool normalize) {
   WalkProblem problem = sizes_of(seeds, grid, dense.has_value());
   with_dtype(seeds.scalar_type(), "seeds", [](auto) {});
   const int64_t num_tokens = problem.num_tokens();
@@ -69,7 +69,12 @@ Tensor random_walk(Tensor seeds, OptionalTensor start, OptionalTensor values, Op
     problem.dense = MatrixBatch(*dense);
   }
   if (has_global) set_global(problem, u, v, cells, as_double);
-  if (values.has_value()) set_local(problem, *values, window, as_double);
+  STD_TORCH_CHECK(row_pointers.has_value() == columns.has_value() && (values.has_value() || !columns.has_value()),
+                  "row_pointers, columns: expected both, with values, or neither");
+  if (columns.has_value())
+    set_graph(problem, *row_pointers, *columns, *values, as_double);
+  else if (values.has_value())
+    set_local(problem, *values, window, as_double);
   problem.global_share = values.has_value() ? beta : 1;
   problem.local_share = has_global ? 1 - beta : 1;
 

@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "../checks.h"
 
 namespace nerve_kernels::cpu {
@@ -54,6 +56,46 @@ void set_local(WalkProblem& problem, Tensor& values, const std::vector<int64_t>&
   problem.window_height = window[0];
   problem.window_width = window[1];
   problem.local_values = MatrixBatch(values);
+}
+
+GraphBatch make_graph(Tensor& row_pointers, Tensor& columns, int64_t batch, int64_t num_tokens) {
+  STD_TORCH_CHECK(row_pointers.scalar_type() == ScalarType::Long && row_pointers.dim() == 2 &&
+                      row_pointers.size(1) == num_tokens + 1,
+                  "row_pointers: expected int64 (B, ", num_tokens + 1, ")");
+  STD_TORCH_CHECK(columns.scalar_type() == ScalarType::Int && columns.dim() == 2, "columns: expected int32 (B, E)");
+  STD_TORCH_CHECK((row_pointers.size(0) == 1 || row_pointers.size(0) == batch) &&
+                      (columns.size(0) == 1 || columns.size(0) == batch),
+                  "row_pointers, columns: expected a batch of ", batch, " or 1");
+  row_pointers = torch::stable::contiguous(row_pointers);
+  columns = torch::stable::contiguous(columns);
+  GraphBatch graph = {.row_pointers = static_cast<const int64_t*>(row_pointers.const_data_ptr()),
+                      .columns = static_cast<const int32_t*>(columns.const_data_ptr()),
+                      .pointers_image_stride = row_pointers.size(0) == 1 ? 0 : num_tokens + 1,
+                      .columns_image_stride = columns.size(0) == 1 ? 0 : columns.size(1)};
+  const int64_t images = std::max(row_pointers.size(0), columns.size(0));
+  for (int64_t image = 0; image < images; ++image) {
+    const int64_t* pointers = graph.pointers_of(image);
+    bool in_order = pointers[0] == 0 && pointers[num_tokens] <= columns.size(1);
+    for (int64_t row = 0; row < num_tokens; ++row) in_order &= pointers[row] <= pointers[row + 1];
+    STD_TORCH_CHECK(in_order, "row_pointers: expected none below the one before, from 0 to at most ", columns.size(1));
+    const int32_t* column = graph.columns_of(image);
+    bool inside = true;
+    for (int64_t e = 0; e < pointers[num_tokens]; ++e) inside &= column[e] >= 0 && column[e] < num_tokens;
+    STD_TORCH_CHECK(inside, "columns: expected tokens from 0 to ", num_tokens - 1);
+  }
+  return graph;
+}
+
+void set_graph(WalkProblem& problem, Tensor& row_pointers, Tensor& columns, Tensor& values, bool as_double) {
+  problem.graph = make_graph(row_pointers, columns, problem.batch, problem.num_tokens());
+  STD_TORCH_CHECK(values.dim() == 2 && values.size(1) == columns.size(1) &&
+                      (values.size(0) == 1 || values.size(0) == problem.batch),
+                  "values: expected (B, ", columns.size(1), ") as columns has");
+  with_dtype(values.scalar_type(), "values", [](auto) {});
+  if (values.scalar_type() != number_dtype(as_double)) values = torch::stable::to(values, number_dtype(as_double));
+  values = torch::stable::contiguous(values);
+  problem.graph.values = values.const_data_ptr();
+  problem.graph.values_image_stride = values.size(0) == 1 ? 0 : values.size(1);
 }
 
 std::vector<Band> make_bands(const WalkProblem& problem, bool& whole_cells) {

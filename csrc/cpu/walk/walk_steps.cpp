@@ -137,6 +137,16 @@ void Walk<Number>::step_band(const Band& band, int64_t image, int64_t from, cons
     else
       load_labels(seeds, image, first, count, 1 - alpha_, stride_, out);
     if (problem_.rank > 0 || problem_.dense.present()) add_global(image, first, count, from, out);
+    if (problem_.graph.present())
+      best_kernels_of<Number>().sparse_product({.row_pointers = problem_.graph.pointers_of(image),
+                                                .columns = problem_.graph.columns_of(image),
+                                                .values = problem_.graph.template values_of<Number>(image),
+                                                .p = p_of(from, image),
+                                                .out = out,
+                                                .row_begin = first,
+                                                .row_end = first + count,
+                                                .stride = stride_,
+                                                .scale = alpha_ * static_cast<Number>(problem_.local_share)});
     if (problem_.local_values.present())
       for (int64_t row = 0; row < rows; ++row)
         add_window_row(problem_, image, y + row, p_of(from, image), stride_, alpha_, out + row * width * stride_);

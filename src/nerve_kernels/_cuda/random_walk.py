@@ -25,6 +25,8 @@ def why_affinity_unsupported(seeds: Tensor, affinity: AffinityArguments) -> str 
     """The part of :func:`why_unsupported` that follows from what is walked on."""
     if affinity.dense is not None:
         return "it walks on window values and cells, got a dense affinity"
+    if affinity.local_kind in ("stencil", "graph"):
+        return f"it walks on plain windows, got a {affinity.local_kind}"
     if affinity.v is not None:
         return "it averages over cells, got explicit factors u and v"
     if seeds.numel() == 0:
@@ -43,7 +45,8 @@ def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, no
     plan = _plan(_sizes(seeds, affinity), seeds.device)
     assert isinstance(plan, WalkPlan)
     layout = [plan.labels_per_lane, *plan.tile, plan.cells_per_chunk, int(plan.u_resident)]
-    values, u, _, _, *sizes = affinity.map(Tensor.contiguous)
+    values, u, _, _ = affinity.map(Tensor.contiguous).parts
+    sizes = affinity.grid, affinity.window, affinity.cells, affinity.beta
     result: Tensor = torch.ops.nerve_kernels._random_walk_cuda(
         seeds.contiguous(), values, u, *sizes, alpha, steps, normalize, layout
     )

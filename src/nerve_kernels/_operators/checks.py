@@ -127,10 +127,10 @@ def check_list(name: str, value: Any, wanted: str, *, length: int | None = None)
     return list(value)
 
 
-def check_type(name: str, value: Any, kind: type[T], wanted: str = "") -> T:
-    """``value`` as an instance of a class."""
+def check_type(name: str, value: Any, kind: type[T] | tuple[type[T], ...], wanted: str = "") -> T:
+    """``value`` as an instance of a class, or of one of several, which ``wanted`` names."""
     if not isinstance(value, kind):
-        raise TypeError(refusal(name, wanted or f"a {kind.__name__}", kind_of(value)))
+        raise TypeError(refusal(name, wanted or f"a {getattr(kind, '__name__', kind)}", kind_of(value)))
     return value
 
 
@@ -161,6 +161,17 @@ def check_tensor(name: str, value: Any, dimensions: int, wanted: str) -> Tensor:
         raise TypeError(refusal(name, "float32, float16, bfloat16 or float64", value.dtype, "convert it first"))
     if value.layout != torch.strided:
         raise TypeError(refusal(name, "a dense tensor", value.layout, f"convert it with {name}.to_dense()"))
+    if value.dim() != dimensions:
+        raise ValueError(refusal(name, f"shape {wanted}", shape_of(value)))
+    return value
+
+
+def check_index_tensor(name: str, value: Any, dimensions: int, wanted: str) -> Tensor:
+    """``value`` as a tensor of int32 or int64 with that many dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(refusal(name, f"a torch.Tensor {wanted}", kind_of(value)))
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(refusal(name, "int32 or int64", value.dtype))
     if value.dim() != dimensions:
         raise ValueError(refusal(name, f"shape {wanted}", shape_of(value)))
     return value
@@ -207,16 +218,35 @@ def check_tokens(name: str, grid: Sequence[int], tokens: int, what: str) -> None
         raise ValueError(refusal(name, f"H · W = {tokens} tokens as {what} has", count))
 
 
-def check_window(window: Any, grid: Grid) -> Grid:
-    """A window as a pair of odd ints, each at most 2 · side − 1."""
+def check_window(window: Any, grid: Grid, *, bounded: bool = True) -> Grid:
+    """A window as a pair of odd ints, each at most 2 · side − 1 where it is ``bounded``."""
     pair = check_pair("window", window, "an odd int or a pair of odd ints", or_one=True)
     for side, length in zip(pair, grid, strict=True):
         if side < 1 or side % 2 == 0:
             raise ValueError(refusal("window", "odd sizes ≥ 1, so that a token is at the centre", repr(window)))
-        if side > 2 * length - 1:
+        if bounded and side > 2 * length - 1:
             most = f"at most 2 · side − 1 = {2 * length - 1} for a grid side of {length}"
             raise ValueError(refusal("window", most, side, "a larger window would reach no further token"))
     return pair
+
+
+def check_dilations(dilations: Any, window: Grid, grid: Grid, *, clamp: bool) -> tuple[int, ...]:
+    """Dilations as ints ≥ 1, unlike each other; without ``clamp`` none that leads past the grid from every token."""
+    found = tuple(check_list("dilations", dilations, "ints ≥ 1, one for each window"))
+    if not found:
+        raise ValueError(refusal("dilations", "at least one", found))
+    for place, dilation in enumerate(found):
+        check_count(f"dilations[{place}]", dilation, low=1)
+        for side, length in zip(window, grid, strict=True):
+            if not clamp and dilation * (side // 2) > max(length - 1, 0):
+                most = (
+                    f"at most {max(1, (length - 1) // (side // 2))} for a window of {side} on a grid side of {length}"
+                )
+                do = "a larger one would reach no token; leave it out or give border='clamp'"
+                raise ValueError(refusal(f"dilations[{place}]", most, dilation, do))
+    if len(set(found)) != len(found):
+        raise ValueError(refusal("dilations", "each of them once", found))
+    return found
 
 
 def check_cells(cells: Any, grid: Grid) -> Grid:

@@ -24,9 +24,11 @@ from .vmap import fold_batch
 
 NAMESPACE = "nerve_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-AFFINITY = (
-    "Tensor? values, Tensor? u, Tensor? v, Tensor? dense, SymInt[] grid, SymInt[] window, SymInt[] cells, float beta"
+AFFINITY_PARTS = (
+    "Tensor? values, Tensor? u, Tensor? v, Tensor? dense, Tensor? row_pointers, Tensor? columns, "
+    "SymInt[] grid, SymInt[] window, SymInt[] cells, float beta"
 )
+AFFINITY = f"{AFFINITY_PARTS}, SymInt[] dilations, bool centre, bool clamp, bool symmetric"
 """An affinity in a schema. Implementations take it as one ``AffinityArguments``, whose fields these are."""
 
 Function = Callable[..., Any]
@@ -88,7 +90,8 @@ class Gradient:
 
     An implementation is called with the gradients of the operator's results, with its arguments and, with
     ``saves_results``, with its results. It returns one gradient for each tensor among the arguments: in any precision,
-    not yet summed over a batch that was broadcast, None for zeros and for a tensor that is not there. Where the caller
+    not yet summed over a batch that was broadcast, None for zeros and for a tensor that is not there; those of indices,
+    which come last and have none, it leaves out. Where the caller
     named a backend that has no gradient, the best that can run on the device takes its place.
 
     Args:
@@ -249,7 +252,8 @@ def _differentiate(
         return results[0] if len(results) == 1 else tuple(results)
 
     def matched(gradients: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
-        pairs = zip(gradients, arguments[tensors], strict=True)
+        all_gradients = (*gradients, *(None,) * (forward.tensors - len(gradients)))
+        pairs = zip(all_gradients, arguments[tensors], strict=True)
         return as_results([match_gradient(item, tensor) for item, tensor in pairs], arguments[0])
 
     def run(*arguments: Any) -> Any:
@@ -261,7 +265,7 @@ def _differentiate(
         return matched(gradient.eager(*schema.bind(arguments)), arguments)
 
     def fake(*arguments: Any) -> Any:
-        present = [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in arguments[tensors]]
+        present = [tensor.new_empty(tensor.shape) if _has_numbers(tensor) else None for tensor in arguments[tensors]]
         return as_results(present, arguments[0])
 
     overload = call_gradient(forward.name, _define(schema, run, fake), formula if gradient.differentiable else None)
@@ -277,12 +281,17 @@ def _differentiate(
         *options, backend = ctx.options
         gradients = overload(*grads[:differentiable], *inputs, *options, *results, backend)
         gradients = (gradients,) if forward.tensors == 1 else gradients
-        present = (item if tensor is not None else None for item, tensor in zip(gradients, inputs, strict=True))
+        present = (item if _has_numbers(tensor) else None for item, tensor in zip(gradients, inputs, strict=True))
         return *present, *(None for _ in ctx.options)
 
     library: Any = _WithoutTangents(forward.name)
     torch.library.register_autograd(f"{NAMESPACE}::{forward.name}", backward, setup_context=setup_context, lib=library)
     return call_under_transforms(forward.name, operator, setup_context, backward, vmap)
+
+
+def _has_numbers(tensor: Tensor | None) -> bool:
+    """Whether there is something to differentiate for: tensors of indices have no gradient."""
+    return tensor is not None and tensor.is_floating_point()
 
 
 def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:

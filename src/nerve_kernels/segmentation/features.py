@@ -201,7 +201,7 @@ def _identity(made_by: TextImageSource | Mapping[str, str]) -> Mapping[str, str]
 
 def _take_apart(affinity: Affinity) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of an affinity, and the rest as what JSON can hold."""
-    values, u, v, _, grid, window, cells, beta = affinity.operator_arguments()
-    parts = {"values": values, "u": u, "v": v}
-    form = {"grid": grid, "window": window, "cells": cells, "beta": beta}
+    arguments = affinity.operator_arguments()
+    parts = {"values": arguments.values, "u": arguments.u, "v": arguments.v}
+    form = {name: getattr(arguments, name) for name in ("grid", "window", "cells", "beta")}
     return {name: part for name, part in parts.items() if part is not None}, form

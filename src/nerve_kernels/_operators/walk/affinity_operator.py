@@ -15,7 +15,9 @@ from nerve_kernels._arguments import AffinityArguments, Parts
 from nerve_kernels._operators.cell_pooling import average_cells, spread_cells
 from nerve_kernels._operators.library import accumulation_dtype
 
-from .window_tiles import TileGeometry, tile_values, tiled_product, transpose_values, values_gradient
+from .graph import GraphPart
+from .stencil import StencilPart
+from .window_tiles import TileGeometry, WindowPart
 
 
 class AffinityOperator:
@@ -26,9 +28,6 @@ class AffinityOperator:
         self.grid, self.cells = list(affinity.grid), list(affinity.cells)
         self.beta = affinity.beta if affinity.values is not None else 1.0
         self.local_share = 1.0 - affinity.beta if affinity.u is not None else 1.0
-        self.geometry = TileGeometry.of(affinity.grid, affinity.window)
-        self._forward: Tensor | None = None
-        self._adjoint: Tensor | None = None
 
     @cached_property
     def affinity(self) -> AffinityArguments:
@@ -55,6 +54,19 @@ class AffinityOperator:
         """S itself."""
         return self.affinity.dense
 
+    @cached_property
+    def local(self) -> WindowPart | StencilPart | GraphPart | None:
+        """S_local times its share."""
+        affinity, share = self.affinity, self.local_share
+        if affinity.values is None:
+            return None
+        if affinity.row_pointers is not None and affinity.columns is not None:
+            return GraphPart(affinity.values, share, affinity.row_pointers, affinity.columns, affinity.num_tokens)
+        geometry = TileGeometry.of(affinity.grid, affinity.window)
+        if affinity.local_kind == "window":
+            return WindowPart(affinity.values, share, geometry)
+        return StencilPart(affinity.values, share, geometry.grid, affinity.offsets(), affinity.clamp)
+
     def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
         """P after ``steps`` steps P ← (1−α) G + α S P."""
         restart = (1 - alpha) * seeds
@@ -69,10 +81,8 @@ class AffinityOperator:
         total = None
         if self.u is not None:
             total = self.beta * (self.u @ self._average(p))
-        if self.values is not None:
-            if self._forward is None:
-                self._forward = self._prepare(self.values)
-            local = tiled_product(self._forward, p, self.geometry)
+        if self.local is not None:
+            local = self.local.apply(p)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
@@ -86,17 +96,11 @@ class AffinityOperator:
             pooled = self.u.transpose(-1, -2) @ p
             spread = spread_cells(pooled, self.grid, self.cells) if self.v is None else self.v @ pooled
             total = self.beta * spread
-        if self.values is not None:
-            if self._adjoint is None:
-                self._adjoint = self._prepare(transpose_values(self.values, self.geometry))
-            local = tiled_product(self._adjoint, p, self.geometry)
+        if self.local is not None:
+            local = self.local.apply_transpose(p)
             total = local if total is None else total.add_(local)
         assert total is not None
         return total
-
-    def _prepare(self, values: Tensor) -> Tensor:
-        """Window values times their share of S, laid out for the product: once for all steps of a walk."""
-        return self.local_share * tile_values(values, self.geometry)
 
     def gradient(self, left: Tensor, p: Tensor) -> Parts:
         """The gradient of ⟨left, S P⟩ for each part of S: (B, …), not yet summed over a broadcast batch."""
@@ -107,12 +111,13 @@ class AffinityOperator:
             grad_u = self.beta * (left @ self._average(p).transpose(-1, -2))
             if self.v is not None:
                 grad_v = self.beta * (p @ (self.u.transpose(-1, -2) @ left).transpose(-1, -2))
-        if self.values is not None:
-            grad_values = self.local_share * self._values_gradient(left, p)
+        if self.stored.values is not None:
+            grad_values = self._values_gradient(left, p)
         return grad_values, grad_u, grad_v, None
 
     def _values_gradient(self, left: Tensor, p: Tensor) -> Tensor:
-        return values_gradient(left, p, self.geometry)
+        assert self.local is not None
+        return self.local.gradient(left, p)
 
     def _average(self, p: Tensor) -> Tensor:
         """Vᵀ P."""

@@ -1,7 +1,8 @@
 """random_walk_limit: P_∞ = (1−α)(I − αS)⁻¹ G by a Krylov solve on the structured operator, with a certified bound.
 
 It is solved by products in float32 and certified in float64. Since ‖(I − αS)⁻¹‖_∞ ≤ 1/(1 − αρ), where ρ bounds the
-absolute row sums of S, the residual r of a solution bounds its error elementwise by ‖r‖_∞ / (1 − αρ).
+absolute row sums of S, the residual r of a solution bounds its error elementwise by ‖r‖_∞ / (1 − αρ). A symmetric S is
+solved by ``conjugate_gradients``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nerve_kernels._operators.library import AFFINITY, Gradient, Operator
 from nerve_kernels._triton import availability
 
 from .affinity_operator import AffinityOperator
+from .conjugate_gradients import column_norms, solve_symmetric
 from .cpp_affinity_operator import CppAffinityOperator
 from .minimal_residual import Effort, solve_restart
 
@@ -40,14 +42,14 @@ def _largest_row_sum(
 
     Summed in float32, with what that may have lost added, where this leaves 1 − αρ as good as it was; else in float64.
     """
-    first = affinity.tensors[0]
+    first, tokens = affinity.tensors[0], affinity.num_tokens
     magnitudes = affinity.map(torch.abs)
 
     def sums(dtype: torch.dtype) -> float:
-        ones = torch.ones((1, first.shape[1], 1), dtype=dtype, device=first.device)
+        ones = torch.ones((1, tokens, 1), dtype=dtype, device=first.device)
         return effort.read(operator_class(magnitudes.map(lambda part: part.to(dtype)), dtype).apply(ones).max())
 
-    if affinity.v is None and affinity.dense is None:
+    if affinity.v is None and affinity.dense is None and affinity.local_kind != "graph":
         # terms of a row and of a cell's average, one after the other at worst, and the few products around them
         in_cell = (
             1
@@ -69,6 +71,8 @@ def solve(
     The counts are those of products with S, of those of them in float64, and of values read from the device.
     """
     effort = Effort()
+    if affinity.symmetric:
+        return _solve_symmetric(operator_class, seeds, affinity, alpha, tol, effort)
     rho = _largest_row_sum(operator_class, affinity, alpha, effort) if seeds.numel() else 1.0
     if alpha * rho >= 1:
         came = f"{alpha:.6g} · {rho:.6g} = {alpha * rho:.6g}, with which the walk need not converge"
@@ -93,6 +97,27 @@ def solve(
     return result.contiguous(), bound, torch.tensor([effort.products, effort.wide_products, effort.readings])
 
 
+def _solve_symmetric(
+    operator_class: type[AffinityOperator],
+    seeds: Tensor,
+    affinity: AffinityArguments,
+    alpha: float,
+    tol: float,
+    effort: Effort,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where S = Sᵀ has no eigenvalue beyond 1: certified in ‖·‖₂, column by column."""
+    operator, narrow = operator_class(affinity, torch.float64), _narrow(operator_class, affinity)
+    restart = (1 - alpha) * seeds.double()
+    # half of the tolerance is left to rounding the result to the seeds' dtype
+    target = 0.5 * tol * (1 - alpha)
+    solution, residual = solve_symmetric(narrow.apply, operator.apply, restart, alpha, target, effort)
+    result = solution.to(seeds.dtype)
+    bound = restart.new_zeros(())
+    if seeds.numel():
+        bound = column_norms(residual).max() / (1 - alpha) + vector_norm(result.double() - solution, math.inf)
+    return result.contiguous(), bound, torch.tensor([effort.products, effort.wide_products, effort.readings])
+
+
 def _narrow(operator_class: type[AffinityOperator], affinity: AffinityArguments) -> AffinityOperator:
     """S in float32, from parts in float32: products with bfloat16 parts may be coarser, which would cost cycles."""
     return operator_class(affinity.map(Tensor.float), torch.float32)
@@ -110,7 +135,11 @@ def solve_adjoint(
     """Implicit differentiation: (I − αSᵀ) λ = g, then dG = (1−α) λ and dS = α λ P_∞ᵀ."""
     operator = operator_class(affinity, torch.float64)
     wide = grad.double()
-    if 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
+    if affinity.symmetric:
+        effort, narrow = Effort(), _narrow(operator_class, affinity)
+        target = tol * effort.read(column_norms(wide).max()) if wide.numel() else 0.0
+        adjoint, _ = solve_symmetric(narrow.apply, operator.apply, wide, alpha, target, effort)
+    elif 0 < seeds.shape[1] <= DENSE_SOLVE_TOKENS:
         adjoint = _solve_dense(operator, wide, alpha, transpose=True).expand(wide.shape)
     else:
         effort, narrow = Effort(), _narrow(operator_class, affinity)
@@ -136,7 +165,7 @@ class _TritonAffinityOperator(AffinityOperator):
 
     def apply(self, p: Tensor) -> Tensor:
         """S P: one step with α = 1."""
-        if self.dtype != torch.float32:
+        if self.dtype != torch.float32 or self.stored.local_kind in ("stencil", "graph"):
             return super().apply(p)
         result: Tensor = _walk_triton(p, self.stored, 1.0, 1, False)
         return result

@@ -118,3 +118,28 @@ def transpose_values(values: Tensor, geometry: TileGeometry) -> Tensor:
     source = (neighbour * size + opposite).reshape(-1)
     transposed = values.flatten(1).index_select(1, source).view(values.shape)
     return torch.where(inside, transposed, 0)
+
+
+class WindowPart:
+    """S_local on a window, times its share of S, laid out for products once for all steps of a walk."""
+
+    def __init__(self, values: Tensor, share: float, geometry: TileGeometry) -> None:
+        self.values, self.share, self.geometry = values, share, geometry
+        self._forward: Tensor | None = None
+        self._adjoint: Tensor | None = None
+
+    def apply(self, p: Tensor) -> Tensor:
+        """share · S_local P."""
+        if self._forward is None:
+            self._forward = self.share * tile_values(self.values, self.geometry)
+        return tiled_product(self._forward, p, self.geometry)
+
+    def apply_transpose(self, p: Tensor) -> Tensor:
+        """share · S_localᵀ P."""
+        if self._adjoint is None:
+            self._adjoint = self.share * tile_values(transpose_values(self.values, self.geometry), self.geometry)
+        return tiled_product(self._adjoint, p, self.geometry)
+
+    def gradient(self, left: Tensor, p: Tensor) -> Tensor:
+        """The gradient of ⟨left, share · S_local P⟩ for the values."""
+        return self.share * values_gradient(left, p, self.geometry)

@@ -33,7 +33,8 @@ class WalkOperator:
     """S as launches: what one step of the walk, or of its adjoint with Sᵀ, is made of."""
 
     def __init__(self, affinity: AffinityArguments, alpha: float, p: Tensor) -> None:
-        values, u, v, dense, grid, window, cells, beta = affinity
+        values, u, v, dense = affinity.parts
+        grid, window, cells, beta = affinity.grid, affinity.window, affinity.cells, affinity.beta
         self.batch, self.tokens, self.labels = p.shape
         self.values = None if values is None else values.contiguous()
         self.u, self.dense, self.alpha = u, dense, alpha
@@ -139,7 +140,8 @@ class PackedOperator:
 
 def packed_operator(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int) -> PackedOperator | None:
     """The operator on a packed affinity, where that is how the walk goes."""
-    values, u, v, dense, grid, window, cells, _ = affinity
+    values, u, v, dense = affinity.parts
+    grid, window, cells = affinity.grid, affinity.window, affinity.cells
     if dense is not None or v is not None or (cells == grid and u is not None):
         return None
     parts = [part for part in (values, u) if part is not None]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._operators import attention as operators
-from ._operators.attention.local_affinity import normalize_window_rows
-from ._operators.checks import check_backend, check_head_weights, check_window
-from .affinity import LocalAffinity, LowRankAffinity
-from .attention import lse_or_compute
-from .attention_layers import (
+from nerve_kernels._operators import attention as operators
+from nerve_kernels._operators.attention.local_affinity import normalize_window_rows
+from nerve_kernels._operators.checks import check_backend, check_head_weights, check_window
+from nerve_kernels.attention import lse_or_compute
+from nerve_kernels.attention_layers import (
     AttentionLayer,
     check_layers,
     common_cells,
@@ -21,8 +20,11 @@ from .attention_layers import (
     one_or_many,
     refuse_finer,
 )
-from .grids import Grid, bilinear_corners, cell_of_token, window_neighbours
-from .layers_on_grid import blend_rows
+from nerve_kernels.grids import Grid, bilinear_corners, cell_of_token, window_neighbours
+from nerve_kernels.layers_on_grid import blend_rows
+
+from .local import LocalAffinity
+from .low_rank import LowRankAffinity
 
 
 @dataclass(frozen=True)

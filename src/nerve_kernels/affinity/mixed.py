@@ -8,10 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import AffinityArguments
-from ._operators.checks import check_batch, check_number, check_same_device, check_type, refusal
-from ._operators.library import accumulation_dtype
-from .affinity import Affinity, LocalAffinity, LowRankAffinity
+from nerve_kernels._arguments import UNUSED_PAIR, AffinityArguments
+from nerve_kernels._operators.checks import (
+    check_batch,
+    check_number,
+    check_same_device,
+    check_tokens,
+    check_type,
+    refusal,
+)
+from nerve_kernels._operators.library import accumulation_dtype
+
+from .base import Affinity
+from .graph import GraphAffinity
+from .local import LocalAffinity
+from .low_rank import LowRankAffinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +30,7 @@ class MixedAffinity(Affinity):
     """S = β S_global + (1−β) S_local; made by :func:`mix`."""
 
     low_rank: LowRankAffinity
-    local: LocalAffinity
+    local: LocalAffinity | GraphAffinity
     beta: float
 
     @property
@@ -34,8 +45,15 @@ class MixedAffinity(Affinity):
             return self.local.operator_arguments()
         if self.beta == 1:
             return self.low_rank.operator_arguments()
-        local = self.local
-        return self.low_rank.operator_arguments()._replace(values=local.values, window=local.window, beta=self.beta)
+        low_rank = self.low_rank
+        return self.local.operator_arguments()._replace(
+            u=low_rank.u,
+            v=low_rank.v,
+            grid=low_rank.grid,
+            cells=low_rank.cells or UNUSED_PAIR,
+            beta=self.beta,
+            symmetric=False,
+        )
 
     def _product(self, p: Tensor) -> Tensor:
         wide = p.to(accumulation_dtype(self.local.values, self.low_rank.u, p))
@@ -55,14 +73,14 @@ class MixedAffinity(Affinity):
         return self.beta * self.low_rank.to_dense() + (1 - self.beta) * self.local.to_dense()
 
 
-def mix(s_global: LowRankAffinity, s_local: LocalAffinity, beta: float = 0.5) -> MixedAffinity:
+def mix(s_global: LowRankAffinity, s_local: LocalAffinity | GraphAffinity, beta: float = 0.5) -> MixedAffinity:
     """The affinity of the method: a share of the global affinity and a share of the local one.
 
     ``S = β S_global + (1−β) S_local``
 
     Args:
         s_global: Low-rank affinity (B, N, N).
-        s_local: Local affinity on the same grid and device; a batch of 1 broadcasts.
+        s_local: Local affinity on the same grid and device, or a graph of as many tokens; a batch of 1 broadcasts.
         beta: β in [0, 1], the share of ``s_global``.
 
     Returns:
@@ -81,9 +99,11 @@ def mix(s_global: LowRankAffinity, s_local: LocalAffinity, beta: float = 0.5) ->
         [0.625, 0.125, 0.125, 0.125]
     """
     check_type("s_global", s_global, LowRankAffinity)
-    check_type("s_local", s_local, LocalAffinity)
+    check_type("s_local", s_local, (LocalAffinity, GraphAffinity), "a LocalAffinity or a GraphAffinity")
     value = check_number("beta", beta, low=0, high=1, wanted="in [0, 1]")
-    if s_global.grid != s_local.grid:
+    if isinstance(s_local, GraphAffinity):
+        check_tokens("s_global", s_global.grid, s_local.shape[1], "s_local")
+    elif s_global.grid != s_local.grid:
         raise ValueError(refusal("s_local", f"the grid of s_global, {s_global.grid}", s_local.grid))
     check_batch("s_local", s_local.shape[0], s_global.shape[0])
     check_same_device(s_global=s_global.u, s_local=s_local.values)
