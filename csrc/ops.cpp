@@ -17,6 +17,7 @@
 //                                      float scale, bool normalize) -> Tensor
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,
 //                                       float scale) -> Tensor
+//   nerve_kernels::_cliper_cpp(Tensor q, Tensor k, Tensor seeds, float scale, float threshold) -> Tensor
 //   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
 //                                   Tensor? row_pointers, Tensor? columns, SymInt[] grid, SymInt[] window,
 //                                   SymInt[] cells, float beta, float alpha, SymInt steps, bool normalize) -> Tensor
@@ -42,6 +43,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_fuse_attention_maps_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps));
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
+  m.impl("_cliper_cpp", TORCH_BOX(&nerve_kernels::cpu::cliper));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
   m.impl("_sampled_product_cpp", TORCH_BOX(&nerve_kernels::cpu::sampled_product));
   m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));

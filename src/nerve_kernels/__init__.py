@@ -5,7 +5,7 @@ Three stages, ``attention → affinity → walk``; :mod:`nerve_kernels.reference
 
 from importlib.metadata import version
 
-from . import reference
+from . import reference, refiners
 from ._operators.dispatch import BackendUnavailableError, available_backends, show_config
 from .affinity import (
     GraphAffinity,
@@ -25,6 +25,7 @@ from .attention import (
     fuse_attention_maps,
 )
 from .heads import head_weights
+from .refiners import refine
 from .statistics import AttentionStatistics, attention_statistics
 from .walk import random_walk, random_walk_limit
 from .warmup import warmup
@@ -54,6 +55,8 @@ __all__ = [
     "random_walk",
     "random_walk_limit",
     "reference",
+    "refine",
+    "refiners",
     "show_config",
     "warmup",
 ]

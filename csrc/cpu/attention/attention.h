@@ -25,6 +25,7 @@ Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale);
 Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen);
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize);
+Tensor cliper(Tensor q, Tensor k, Tensor seeds, double scale, double threshold);
 Tensor global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> cells,
                        double scale);
 

@@ -19,6 +19,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "attention_window.h"
 #include "best_labels.h"
 #include "block_product.h"
+#include "sharpened_attention.h"
 #include "window_gradient.h"
 // on window_gradient.h
 #include "sparse_rows.h"
@@ -38,6 +39,8 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .attention_statistics = attention_statistics<Number>,
     .add_probabilities = add_probabilities<Number>,
     .add_window = add_window<Number>,
+    .list_attention = list_attention<Number>,
+    .sharpened_row = sharpened_row<Number>,
     .map_row_entropy = map_row_entropy<Number>,
     .block_product = block_product<Number>,
     .sum_tokens = sum_tokens<Number>,

@@ -68,6 +68,36 @@ struct ProbabilityTask {
   Number* sums;  // (rows of a group, keys_at_once)
 };
 
+// Of up to kGroupsAtOnce groups of rows over all keys, the log-probabilities x = score - lse that are not below their
+// key's bound: x >= max(least, drop + the largest x of any row so far).
+template <typename Number>
+struct AttentionListTask {
+  const Number* q;  // packed groups
+  const Number* k;  // packed panels
+  int64_t rows, keys, head_size;
+  Number least, drop;
+  Number* maxima;      // (keys padded to whole panels): the largest x so far, moved on
+  Number* scores;      // for the kernel: (groups * rows of a group, keys padded to whole strips), 64-byte aligned
+  Number* values;      // (rows, list_stride): x of each row in ascending order of keys; null: maxima only
+  int32_t* list_keys;  // (rows, list_stride): their keys; list_stride is at least the padded keys and a vector more
+  int64_t list_stride;
+  int64_t* counts;     // (rows): how many; -1 where lse is not a number
+};
+
+// out = sum over the list of share * p[key] / (sum of shares + epsilon), share = exp(x) * shares[key], where that is
+// not below the threshold. The list is overwritten.
+template <typename Number>
+struct SharpenedRow {
+  Number* values;
+  int32_t* list_keys;
+  int64_t count;
+  const Number* shares;  // (keys)
+  Number threshold, epsilon;
+  const Number* p;  // (keys, stride)
+  Number* out;      // (stride)
+  int64_t stride;   // a multiple of the lanes of a vector
+};
+
 // One grid row of queries against one grid row of keys, for all horizontal offsets of a window:
 // sums[dx][x] += weight * exp(q[:, x] . k[:, x + dx] - lse[x]). Channels come first, so that lanes are neighbours.
 template <typename Number>
@@ -224,6 +254,8 @@ struct KernelsOf {
   void (*attention_statistics)(const StatisticsTask<Number>&);
   void (*add_probabilities)(const ProbabilityTask<Number>&);
   void (*add_window)(const WindowTask<Number>&);
+  void (*list_attention)(const AttentionListTask<Number>&);
+  void (*sharpened_row)(const SharpenedRow<Number>&);
   // -sum of a * log(a) over one row of a map; 0 * log 0 is 0
   Number (*map_row_entropy)(const Number* row, int64_t keys);
   void (*block_product)(const BlockProduct<Number>&);

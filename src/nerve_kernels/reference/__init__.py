@@ -21,6 +21,7 @@ from .attention import (
 from .from_attention import WINDOW_MASS_FLOOR, global_affinity, local_affinity
 from .grids import cell_average, query_resampling
 from .pixels import best_labels
+from .refiners import cliper, similarity
 from .walk import random_walk, random_walk_limit
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "attention_statistics",
     "best_labels",
     "cell_average",
+    "cliper",
     "fuse_attention",
     "fuse_attention_maps",
     "global_affinity",
@@ -44,6 +46,7 @@ __all__ = [
     "query_resampling",
     "random_walk",
     "random_walk_limit",
+    "similarity",
     "stencil_to_dense",
     "window_to_dense",
 ]

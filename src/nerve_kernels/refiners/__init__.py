@@ -1,0 +1,11 @@
+"""The refiners of the field, each in one call: same numbers as the public code, all labels at once, memory linear.
+
+They stand above attention → affinity → walk, and nothing there calls back.
+"""
+
+from .cliper import cliper
+from .nerve import nerve
+from .refine import refine
+from .similarity import similarity
+
+__all__ = ["cliper", "nerve", "refine", "similarity"]

@@ -1,0 +1,93 @@
+"""Each refiner against a plain transcription of the public code it replaces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.refiners import originals
+from torch import Tensor
+
+from nerve_kernels import reference, refiners
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def smooth(seed: int, channels: int, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Features that vary slowly over the grid, (N, channels), as those of a vision model do."""
+    coarse = draw(seed, 1, channels, 3, 3, dtype=torch.float64)
+    fine = torch.nn.functional.interpolate(coarse, size=grid, mode="bilinear", align_corners=True)
+    noisy = fine.flatten(2)[0].T + 0.3 * draw(seed + 1, grid[0] * grid[1], channels, dtype=torch.float64)
+    return noisy.to(dtype)
+
+
+def test_cliper_is_the_published_product_of_heads_in_float32():
+    """≤ 1e-4 but for rows with an entry within 1e-5 of a threshold, which are counted."""
+    grid, heads = (16, 16), 10
+    q = torch.stack([smooth(seed, 16, grid) for seed in range(heads)])[None]
+    k = torch.stack([smooth(seed + 50, 16, grid) for seed in range(heads)])[None]
+    k = 0.5 * k + q
+    seeds = draw(99, 256, 21).softmax(-1)
+    refined = refiners.cliper(q, k, seeds)
+    published = originals.cliper(q[0], k[0], seeds)
+    maps = reference.attention(q, k)[0]
+    near = ((maps / (maps.amax(-2, keepdim=True) + 1e-5) - 0.1).abs() < 1e-5).any(-1)  # (heads, N)
+    print(f"{int(near.sum())} of {near.numel()} rows have an entry within 1e-5 of the threshold")
+    assert near.float().mean() < 0.05
+    # one head at a time, from the same seeds: no row can be touched by another's
+    for head in range(heads):
+        one = refiners.cliper(q[:, head : head + 1], k[:, head : head + 1], seeds)
+        difference = (one - originals.cliper(q[0, head : head + 1], k[0, head : head + 1], seeds)).abs().amax(-1)
+        assert difference[~near[head]].max() < 1e-5
+    assert (refined - published).abs().max() < 1e-4
+
+
+def test_cliper_of_several_layers_multiplies_their_heads_in_order():
+    q, k, seeds = draw(0, 1, 5, 48, 8, dtype=torch.float64), draw(1, 1, 5, 48, 8, dtype=torch.float64), draw(2, 48, 3)
+    layers = [q[:, :2], q[:, 2:]], [k[:, :2], k[:, 2:]]
+    expected = originals.cliper(q[0], k[0], seeds.double())
+    torch.testing.assert_close(refiners.cliper(*layers, seeds.double()), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(1.2, 3.0), (1.0, 3.0)], ids=["ProxyCLIP", "SC-CLIP"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_similarity_is_the_masked_softmax_of_proxyclip_and_scclip(dtype, beta, gamma):
+    features, values = smooth(3, 24, (11, 14), dtype), draw(4, 154, 37, dtype=dtype)
+    refined = refiners.similarity(features, values, beta=beta, gamma=gamma)
+    expected = originals.similarity_weights(features, beta, gamma) @ values
+    assert (refined - expected).abs().max() < (1e-13 if dtype == torch.float64 else 1e-5)
+    by_definition = reference.similarity(features, values, beta=beta, gamma=gamma)
+    assert (refined - by_definition).abs().max() < (1e-13 if dtype == torch.float64 else 1e-5)
+
+
+def test_a_token_that_resembles_none_keeps_its_seed_where_the_public_code_has_no_number():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.9, 0.1]])
+    seeds = torch.tensor([[1.0], [2.0], [3.0]])
+    assert (originals.similarity_weights(features, 1.2, 3.0) @ seeds).isnan().all()
+    assert torch.equal(refiners.similarity(features, seeds), seeds)
+
+
+def test_similarity_of_a_batch_takes_each_image_by_itself():
+    features = torch.stack([smooth(5, 8, (6, 7)), smooth(9, 8, (6, 7)) + 2])
+    seeds = draw(6, 2, 42, 3)
+    both = refiners.similarity(features, seeds)
+    for one, image, own in zip(both, features, seeds, strict=True):
+        torch.testing.assert_close(one, refiners.similarity(image, own))
+
+
+def test_nerve_is_the_three_stages():
+    import nerve_kernels as nk
+
+    q, k, seeds = draw(7, 1, 3, 48, 8), draw(8, 1, 3, 48, 8), draw(9, 48, 4).softmax(-1)
+    options = {"grid": (6, 8), "window": 3, "cells": 2}
+    w = nk.head_weights(nk.attention_entropy(q, k), num_keys=48)
+    S = nk.mix(
+        nk.global_affinity(q, k, w, grid=(6, 8), cells=2), nk.local_affinity(q, k, w, grid=(6, 8), window=3), beta=0.5
+    )
+    expected = nk.random_walk(seeds, S, alpha=0.9, steps=20)
+    torch.testing.assert_close(refiners.nerve(q, k, seeds, **options), expected, rtol=0, atol=1e-5)
+    for criterion in ("information", "cell_information", "uniform"):
+        layers = refiners.nerve([q], [k], seeds, grids=[(6, 8)], window=3, cells=2, criterion=criterion)
+        single = refiners.nerve(q, k, seeds, **options, criterion=criterion)
+        torch.testing.assert_close(layers, single, rtol=0, atol=1e-6)
