@@ -22,12 +22,15 @@
 //                                   Tensor? row_pointers, Tensor? columns, SymInt[] grid, SymInt[] window,
 //                                   SymInt[] cells, float beta, float alpha, SymInt steps, bool normalize) -> Tensor
 //   nerve_kernels::_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor
+//   nerve_kernels::_stencil_walk_cpp(Tensor seeds, Tensor? start, Tensor values, SymInt[] grid, SymInt[] offsets,
+//                                    bool clamp, float alpha, SymInt steps, bool normalize) -> Tensor
 //   nerve_kernels::_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention/attention.h"
 #include "cpu/pixels/best_labels.h"
+#include "cpu/pixels/stencil_walk.h"
 #include "cpu/walk/random_walk.h"
 #include "cpu/walk/sampled_product.h"
 #include "cpu/walk/window_product.h"
@@ -46,5 +49,6 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_cliper_cpp", TORCH_BOX(&nerve_kernels::cpu::cliper));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
   m.impl("_sampled_product_cpp", TORCH_BOX(&nerve_kernels::cpu::sampled_product));
+  m.impl("_stencil_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::stencil_walk));
   m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));
 }

@@ -20,6 +20,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "best_labels.h"
 #include "block_product.h"
 #include "sharpened_attention.h"
+#include "stencil_product.h"
 #include "window_gradient.h"
 // on window_gradient.h
 #include "sparse_rows.h"
@@ -48,6 +49,8 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .window_gradient = window_gradient<Number>,
     .sparse_product = sparse_product<Number>,
     .sampled_product = sampled_product<Number>,
+    .stencil_labels = kStencilLabels,
+    .stencil_product = stencil_product<Number>,
     .bilinear_side = bilinear_side<Number>,
     .best_labels = best_labels<Number>,
 };

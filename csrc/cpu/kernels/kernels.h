@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "pixels.h"
+
 namespace nerve_kernels::cpu {
 
 // ---- attention ----------------------------------------------------------------------------------------------------
@@ -212,37 +214,6 @@ struct SampledRows {
   int64_t stride;
 };
 
-// ---- pixels ----------------------------------------------------------------------------------------------------------
-
-// One side of an image: pixel i lies between the tokens first[i] and second[i]. Weights are followed by room for
-// kWeightPadding more, so that whole vectors may be read at any pixel.
-template <typename Number>
-struct BilinearSide {
-  int64_t tokens, pixels;
-  int64_t *first, *second;
-  Number *first_weight, *second_weight;
-};
-
-constexpr int64_t kWeightPadding = 16;
-
-// Some rows of pixels of one image, all of them between the same two rows of tokens: out[y, x] is the first of the best
-// labels, or `fallback` where the best is below `threshold`.
-template <typename Number>
-struct BestLabelRows {
-  const Number* tokens;  // (h, w, labels)
-  int64_t labels;
-  BilinearSide<Number> rows, columns;
-  int64_t row_begin, row_end;
-  Number threshold;
-  int64_t fallback;
-  int64_t* out;  // (height, width)
-  // for the kernel to write to
-  Number* upper;        // (labels): bounds of each label's values between four tokens
-  Number* lower;        // (labels)
-  Number* corners;      // (labels, 4): values at the four tokens of the labels that may be the best between them
-  int64_t* candidates;  // (labels): which ones these are
-};
-
 // ---- the table ----------------------------------------------------------------------------------------------------
 
 // The kernels for one number type.
@@ -264,6 +235,8 @@ struct KernelsOf {
   void (*window_gradient)(const WindowGradientRow<Number>&);
   void (*sparse_product)(const SparseRows<Number>&);
   void (*sampled_product)(const SampledRows<Number>&);
+  int64_t stencil_labels;  // as many as stencil_product is best given at a time, or a multiple
+  void (*stencil_product)(const StencilRows<Number>&);
   void (*bilinear_side)(const BilinearSide<Number>&);  // fills in all but the two counts
   void (*best_labels)(const BestLabelRows<Number>&);
 };

@@ -30,6 +30,12 @@ random_walk_cpp = define_native(
     " -> Tensor",
     fake_walk,
 )
+# csrc/cpu/pixels/stencil_walk.h: the same on a lone stencil, in planes of labels, for grids as large as images
+stencil_walk_cpp = define_native(
+    "_stencil_walk_cpp(Tensor seeds, Tensor? start, Tensor values, SymInt[] grid, SymInt[] offsets, bool clamp,"
+    " float alpha, SymInt steps, bool normalize) -> Tensor",
+    fake_walk,
+)
 # csrc/cpu/walk/sampled_product.h
 sampled_product_cpp = define_native(
     "_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor",
@@ -52,20 +58,32 @@ def as_compiled(affinity: AffinityArguments) -> AffinityArguments:
     return affinity._replace(row_pointers=affinity.row_pointers.long(), columns=affinity.columns.int())
 
 
+def _compiled_walk(
+    seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
+) -> Tensor:
+    """All steps in one call of what is compiled for such an affinity."""
+    values = affinity.values
+    if values is not None and affinity.local_kind == "stencil" and len(affinity.tensors) == 1:
+        offsets = [step for offset in affinity.offsets() for step in offset]
+        stencil = values, list(affinity.grid), offsets, affinity.clamp
+        result: Tensor = stencil_walk_cpp(seeds, start, *stencil, alpha, steps, normalize)
+        return result
+    result = random_walk_cpp(seeds, start, *as_compiled(affinity).without_stencil(), alpha, steps, normalize)
+    return result
+
+
 def walk_cpp(
     seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
 ) -> Tensor:
     """The compiled walk in as many calls as a signal may have to wait for; the bits are those of a single call."""
-    parts = as_compiled(affinity).without_stencil()
     steps_per_call = max(1, WORK_PER_CALL // max(MIN_WORK_PER_STEP, seeds.numel() * affinity.entries_per_row()))
     if steps <= steps_per_call:
-        result: Tensor = random_walk_cpp(seeds, start, *parts, alpha, steps, normalize)
-        return result
+        return _compiled_walk(seeds, start, affinity, alpha, steps, normalize)
     # between two calls P keeps the precision that it has within one
     wide, p = seeds.to(working_dtype(seeds, affinity)), start
     for first in range(0, steps, steps_per_call):
         count = min(steps_per_call, steps - first)
-        p = random_walk_cpp(wide, p, *parts, alpha, count, normalize and first + count == steps)
+        p = _compiled_walk(wide, p, affinity, alpha, count, normalize and first + count == steps)
     assert p is not None  # there was at least one step
     return p.to(seeds.dtype)
 
@@ -81,6 +99,11 @@ class CppAffinityOperator(AffinityOperator):
     @cached_property
     def _compiled(self) -> AffinityArguments:
         return as_compiled(self.stored)
+
+    @property
+    def _forward(self) -> AffinityArguments:
+        """S for products: a lone stencil has a kernel of its own."""
+        return self.stored if len(self.stored.tensors) == 1 else self._compiled
 
     @cached_property
     def _transposed(self) -> AffinityArguments:
@@ -101,11 +124,11 @@ class CppAffinityOperator(AffinityOperator):
 
     def walk(self, seeds: Tensor, p: Tensor, alpha: float, steps: int) -> Tensor:
         """P after ``steps`` steps P ← (1−α) G + α S P."""
-        return walk_cpp(seeds, p, self._compiled, alpha, steps, False)
+        return walk_cpp(seeds, p, self._forward, alpha, steps, False)
 
     def apply(self, p: Tensor) -> Tensor:
         """S P: one step with α = 1."""
-        return self._step(self._compiled, p)
+        return self._step(self._forward, p)
 
     def apply_transpose(self, p: Tensor) -> Tensor:
         """Sᵀ P."""
@@ -114,8 +137,7 @@ class CppAffinityOperator(AffinityOperator):
     def _step(self, affinity: AffinityArguments, p: Tensor) -> Tensor:
         # P in the batch of S, where P is one matrix for all
         seeds = p.expand(affinity.batch, -1, -1) if p.shape[0] == 1 else p
-        result: Tensor = random_walk_cpp(seeds, None, *affinity.without_stencil(), 1.0, 1, False)
-        return result
+        return _compiled_walk(seeds, None, affinity, 1.0, 1, False)
 
     def _values_gradient(self, left: Tensor, p: Tensor) -> Tensor:
         affinity = self._compiled
