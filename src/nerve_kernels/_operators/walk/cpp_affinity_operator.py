@@ -58,15 +58,19 @@ def as_compiled(affinity: AffinityArguments) -> AffinityArguments:
     return affinity._replace(row_pointers=affinity.row_pointers.long(), columns=affinity.columns.int())
 
 
+def _is_lone_stencil(affinity: AffinityArguments) -> bool:
+    return affinity.local_kind == "stencil" and len(affinity.tensors) == 1
+
+
 def _compiled_walk(
     seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
 ) -> Tensor:
     """All steps in one call of what is compiled for such an affinity."""
-    values = affinity.values
-    if values is not None and affinity.local_kind == "stencil" and len(affinity.tensors) == 1:
+    result: Tensor
+    if _is_lone_stencil(affinity):
         offsets = [step for offset in affinity.offsets() for step in offset]
-        stencil = values, list(affinity.grid), offsets, affinity.clamp
-        result: Tensor = stencil_walk_cpp(seeds, start, *stencil, alpha, steps, normalize)
+        stencil = affinity.values, list(affinity.grid), offsets, affinity.clamp
+        result = stencil_walk_cpp(seeds, start, *stencil, alpha, steps, normalize)
         return result
     result = random_walk_cpp(seeds, start, *as_compiled(affinity).without_stencil(), alpha, steps, normalize)
     return result
@@ -103,7 +107,7 @@ class CppAffinityOperator(AffinityOperator):
     @property
     def _forward(self) -> AffinityArguments:
         """S for products: a lone stencil has a kernel of its own."""
-        return self.stored if len(self.stored.tensors) == 1 else self._compiled
+        return self.stored if _is_lone_stencil(self.stored) else self._compiled
 
     @cached_property
     def _transposed(self) -> AffinityArguments:
