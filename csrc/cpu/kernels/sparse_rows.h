@@ -5,7 +5,7 @@
 
 namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
-constexpr int64_t kEntriesAhead = 12;  // whose rows of P are fetched into L1 meanwhile
+constexpr int64_t kEntriesAhead = 32;  // whose rows of P are fetched into L1 meanwhile: as far as L2 takes to answer
 
 // All rows, for kVectors * kBytes of labels from `label` on.
 template <typename Number, int kBytes, int kVectors, int kSets>

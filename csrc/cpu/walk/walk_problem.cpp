@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "../checks.h"
 
@@ -79,9 +80,15 @@ GraphBatch make_graph(Tensor& row_pointers, Tensor& columns, int64_t batch, int6
     for (int64_t row = 0; row < num_tokens; ++row) in_order &= pointers[row] <= pointers[row + 1];
     STD_TORCH_CHECK(in_order, "row_pointers: expected none below the one before, from 0 to at most ", columns.size(1));
     const int32_t* column = graph.columns_of(image);
-    bool inside = true;
-    for (int64_t e = 0; e < pointers[num_tokens]; ++e) inside &= column[e] >= 0 && column[e] < num_tokens;
-    STD_TORCH_CHECK(inside, "columns: expected tokens from 0 to ", num_tokens - 1);
+    const auto last = static_cast<uint32_t>(num_tokens - 1);
+    std::atomic<uint32_t> outside = 0;
+    torch::stable::parallel_for(0, pointers[num_tokens], 1 << 16, [&](int64_t begin, int64_t end) {
+      // the sign of either is set where a column is negative or beyond the last
+      uint32_t signs = 0;
+      for (int64_t e = begin; e < end; ++e) signs |= static_cast<uint32_t>(column[e]) | (last - static_cast<uint32_t>(column[e]));
+      outside |= signs;
+    });
+    STD_TORCH_CHECK(outside >> 31 == 0, "columns: expected tokens from 0 to ", num_tokens - 1);
   }
   return graph;
 }
