@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.operations import attention, pixels, statistics, walk
+from benchmarks.operations import attention, graphs, pixels, statistics, walk
 from benchmarks.operations.registry import Case, Operation
 
-OPERATIONS: tuple[Operation, ...] = (*attention.ALL, *statistics.ALL, *walk.ALL, *pixels.ALL)
+OPERATIONS: tuple[Operation, ...] = (*attention.ALL, *statistics.ALL, *walk.ALL, *graphs.ALL, *pixels.ALL)
 
 
 def cases(*, quick: bool = False, only: str = "") -> list[Case]:

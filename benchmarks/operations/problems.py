@@ -137,6 +137,17 @@ class Problem:
         window = (self.size.window, self.size.window)
         return reference.window_to_dense(self.local.values, grid=self.size.grid, window=window)
 
+    @cached_property
+    def graph(self) -> nk.GraphAffinity:
+        """So many neighbours of each token from anywhere, in order, one graph for the batch; rows sum to 1."""
+        size = self.size
+        order = self._draw(9, size.tokens, size.tokens).float().argsort(1)
+        columns = order[:, : size.neighbours].sort(1).values.to(torch.int32).flatten()
+        weights = self._draw(10, size.tokens, size.neighbours).float() + 0.01
+        weights = (weights / weights.sum(1, keepdim=True)).to(self.dtype).flatten()
+        pointers = torch.arange(size.tokens + 1, device=columns.device) * size.neighbours
+        return nk.GraphAffinity(pointers, columns, weights)
+
     def csr(self) -> Tensor:
         """The local affinity as one sparse matrix (B·N, B·N), images along its diagonal."""
         return as_csr(self.local.values, self.size.grid, (self.size.window, self.size.window))

@@ -42,6 +42,7 @@ class Size:
     cells: int = 16
     steps: int = 20
     pixels: tuple[int, int] = (512, 512)
+    neighbours: int = 4  # of a token in a graph
 
     @property
     def tokens(self) -> int:

@@ -52,6 +52,11 @@ WALK_SWEEPS = {
 }
 LAYER_SWEEPS = {"N": tuple(layer("sweep", side, 8, 40) for side in (16, 24, 32, 48, 64, 80, 96))}
 
+# the graph of LPOSS: 400 nearest neighbours
+GRAPHS = tuple(
+    Size(f"64², 400 neighbours, C = {labels}", (64, 64), labels=labels, neighbours=400) for labels in (21, 150)
+)
+
 # tokens as they leave the walk, and the image's pixels
 ORDINARY_IMAGE = Size("64² tokens, 512² pixels, C = 21", (64, 64), pixels=(512, 512))
 LARGE_IMAGE = Size("64 × 96 tokens, 4000 × 6000 pixels, C = 200", (64, 96), labels=200, pixels=(4000, 6000))
