@@ -8,6 +8,7 @@ from tests.refiners import originals
 from torch import Tensor
 
 from nerve_kernels import reference, refiners
+from nerve_kernels.refiners import label_propagation
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,6 +75,47 @@ def test_similarity_of_a_batch_takes_each_image_by_itself():
     both = refiners.similarity(features, seeds)
     for one, image, own in zip(both, features, seeds, strict=True):
         torch.testing.assert_close(one, refiners.similarity(image, own))
+
+
+@pytest.mark.parametrize("iterations", [10, None])
+def test_lposs_is_the_published_propagation_on_the_same_graph(iterations):
+    grid, labels = (20, 23), 5
+    features, scores = smooth(11, 16, grid), 0.2 * draw(12, grid[0] * grid[1], labels) + 0.2
+    graph = originals.lposs_graph(features.double(), grid, k=60, power=3.0, sigma=0.01, patch=16)
+    # the public code cuts conjugate gradients after 10 steps; both converge where they are not cut
+    expected = originals.conjugate_gradients(graph, scores.double(), 0.95, iterations or 500, tol=1e-12)
+    solved = refiners.lposs(features, scores, grid=grid, k=60, iterations=iterations)
+    error = (solved - expected).abs().max()
+    print(f"lposs, iterations={iterations}: {error:.1e} of scores up to {expected.abs().max():.2f}")
+    assert error < 1e-5
+    if iterations:
+        exact = originals.conjugate_gradients(graph, scores.double(), 0.95, 500, tol=1e-12)
+        assert (expected - exact).abs().max() > 1e-3, "cut is not converged, or this test would not tell them apart"
+
+
+def test_lposs_of_windows_takes_their_patches_positions():
+    grid = (6, 7)
+    features, scores = smooth(13, 8, grid, torch.float64), draw(14, 42, 3, dtype=torch.float64)
+    y, x = torch.meshgrid(torch.arange(6), torch.arange(7), indexing="ij")
+    positions = 8.0 * torch.stack([y, x], -1).view(-1, 2)
+    by_grid = refiners.lposs(features, scores, grid=grid, patch_size=8, k=9)
+    torch.testing.assert_close(refiners.lposs(features, scores, positions=positions, k=9), by_grid)
+    nearer = refiners.lposs(features, scores, positions=positions / 4, k=9)
+    assert (nearer - by_grid).abs().max() > 1e-3
+
+
+def test_a_patch_that_resembles_none_keeps_its_scores():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
+    scores = torch.tensor([[1.0], [0.0], [3.0]])
+    for iterations in (None, 10):
+        assert refiners.lposs(features, scores, grid=(1, 3), k=2, iterations=iterations)[2].item() == 3.0
+
+
+def test_blocks_of_labels_do_not_show(monkeypatch):
+    features, scores = smooth(15, 8, (6, 7), torch.float64), draw(16, 42, 5, dtype=torch.float64)
+    whole = refiners.lposs(features, scores, grid=(6, 7), k=9)
+    monkeypatch.setattr(label_propagation, "SOLUTION_BYTES", 8 * 42 * 2)  # two labels at a time
+    torch.testing.assert_close(refiners.lposs(features, scores, grid=(6, 7), k=9), whole, rtol=0, atol=1e-5)
 
 
 def test_nerve_is_the_three_stages():

@@ -22,6 +22,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "nerve": {"attention": (Q, Q), "window": 3},
     "cliper": {"attention": (Q, Q)},
     "similarity": {"features": FEATURES},
+    "lposs": {"features": FEATURES, "alpha": 0.5},
 }
 
 

@@ -4,8 +4,9 @@ They stand above attention → affinity → walk, and nothing there calls back.
 """
 
 from .cliper import cliper
+from .lposs import lposs
 from .nerve import nerve
 from .refine import refine
 from .similarity import similarity
 
-__all__ = ["cliper", "nerve", "refine", "similarity"]
+__all__ = ["cliper", "lposs", "nerve", "refine", "similarity"]

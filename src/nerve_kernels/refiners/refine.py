@@ -24,6 +24,7 @@ from nerve_kernels._operators.checks import (
 from nerve_kernels.grids import Grid
 
 from .cliper import cliper
+from .lposs import lposs
 from .nerve import nerve
 from .similarity import similarity
 
@@ -48,6 +49,7 @@ METHODS = {
     "nerve": Method("attention", nerve),
     "cliper": Method("attention", cliper),
     "similarity": Method("features", similarity),
+    "lposs": Method("features", lposs),
 }
 
 
@@ -70,6 +72,7 @@ def refine(
     ``"nerve"``             ``attention``  :func:`~nerve_kernels.refiners.nerve`: this package's own
     ``"cliper"``            ``attention``  :func:`~nerve_kernels.refiners.cliper`: product of the heads
     ``"similarity"``        ``features``   :func:`~nerve_kernels.refiners.similarity`: ProxyCLIP's attention
+    ``"lposs"``             ``features``   :func:`~nerve_kernels.refiners.lposs`: graph of similar patches
     ======================  =============  ===================================================================
 
     Methods on tokens bring the scores to the tokens' grid and the result to the picture bilinearly
@@ -129,8 +132,8 @@ def refine(
         q, k = _queries_and_keys(attention)
         tokens = _token_grid(q, grid, scores.shape[2:])
         inputs = (q, k)
-        if method == "nerve" and "grids" not in settings:
-            settings["grid"] = tuple(tokens)
+    if method in ("nerve", "lposs") and not {"grids", "positions"} & settings.keys():
+        settings["grid"] = tuple(tokens)
     columns = resized(scores, tokens).flatten(2).transpose(1, 2)
     refined = chosen.function(*inputs, columns, **settings)
     return resized(refined.transpose(1, 2).unflatten(2, tuple(tokens)), size)

@@ -1,0 +1,58 @@
+"""What LPOSS and LPOSS+ share: (I − αS) X = Y on a symmetric S, all labels at once."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor
+
+from nerve_kernels._operators.checks import check_count, check_number, check_optional
+from nerve_kernels._operators.library import accumulation_dtype
+from nerve_kernels._operators.walk.conjugate_gradients import column_norms, iterate, solve_symmetric
+from nerve_kernels._operators.walk.minimal_residual import Effort
+from nerve_kernels.affinity import GraphAffinity, LocalAffinity
+
+SOLUTION_BYTES = 1 << 26
+"""Of one vector of the solver in float64: labels are taken in blocks of so many, and a solver has about ten vectors."""
+
+
+def check_solver(alpha: float, iterations: int | None, tol: float) -> tuple[float, int | None, float]:
+    """α in [0, 1), the count of iterations or None, and the tolerance."""
+    share = check_number("alpha", alpha, low=0, high=1, high_open=True, wanted="in [0, 1)")
+    count = check_optional(check_count, "iterations", iterations, low=1)
+    return share, count, check_number("tol", tol, low=0, wanted="> 0", low_open=True)
+
+
+def propagate(
+    affinity: GraphAffinity | LocalAffinity, y: Tensor, alpha: float, iterations: int | None, tol: float
+) -> Tensor:
+    """X of (I − αS) X = Y for Y (B, N, C), in the dtype of Y.
+
+    With ``iterations`` so many of conjugate gradients from X = 0, each column with its own steps; else until every
+    column's residual certifies an elementwise error of ``tol``.
+    """
+    columns = max(1, SOLUTION_BYTES // max(1, 8 * y.shape[0] * y.shape[1]))
+    solved = y.new_empty(y.shape)
+    for first in range(0, y.shape[2], columns):
+        block = slice(first, first + columns)
+        solved[:, :, block] = _propagate(affinity, y[:, :, block], alpha, iterations, tol)
+    return solved
+
+
+def _propagate(
+    affinity: GraphAffinity | LocalAffinity, y: Tensor, alpha: float, iterations: int | None, tol: float
+) -> Tensor:
+    # an empty row of a graph is the identity's in a walk, and of zeros here
+    connected = affinity.row_pointers.diff(dim=1).unsqueeze(2) > 0 if isinstance(affinity, GraphAffinity) else None
+
+    def product(p: Tensor) -> Tensor:
+        found = affinity @ p
+        return found if connected is None else found * connected
+
+    if iterations is not None:
+        return iterate(product, y.to(accumulation_dtype(y)), alpha, iterations, 0.0)[0].to(y.dtype)
+    solution, residual = solve_symmetric(product, product, y.double(), alpha, tol * (1 - alpha), Effort())
+    bound = float(column_norms(residual).max()) / (1 - alpha) if y.numel() else 0.0
+    if not bound <= tol:
+        warnings.warn(f"label propagation: certified to {bound:.3g}, not to tol={tol:.3g}", stacklevel=4)
+    return solution.to(y.dtype)
