@@ -21,6 +21,8 @@
 //   nerve_kernels::_random_walk_cpp(Tensor seeds, Tensor? start, Tensor? values, Tensor? u, Tensor? v, Tensor? dense,
 //                                   Tensor? row_pointers, Tensor? columns, SymInt[] grid, SymInt[] window,
 //                                   SymInt[] cells, float beta, float alpha, SymInt steps, bool normalize) -> Tensor
+//   nerve_kernels::_nearest_columns_cpp(Tensor products, SymInt k) -> Tensor
+//   nerve_kernels::_add_transpose_cpp(Tensor columns, Tensor weights) -> (Tensor, Tensor, Tensor)
 //   nerve_kernels::_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor
 //   nerve_kernels::_stencil_walk_cpp(Tensor seeds, Tensor? start, Tensor values, SymInt[] grid, SymInt[] offsets,
 //                                    bool clamp, float alpha, SymInt steps, bool normalize) -> Tensor
@@ -31,6 +33,7 @@
 #include "cpu/attention/attention.h"
 #include "cpu/pixels/best_labels.h"
 #include "cpu/pixels/stencil_walk.h"
+#include "cpu/walk/nearest_neighbours.h"
 #include "cpu/walk/random_walk.h"
 #include "cpu/walk/sampled_product.h"
 #include "cpu/walk/window_product.h"
@@ -48,6 +51,8 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
   m.impl("_cliper_cpp", TORCH_BOX(&nerve_kernels::cpu::cliper));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));
+  m.impl("_nearest_columns_cpp", TORCH_BOX(&nerve_kernels::cpu::nearest_columns));
+  m.impl("_add_transpose_cpp", TORCH_BOX(&nerve_kernels::cpu::add_transpose));
   m.impl("_sampled_product_cpp", TORCH_BOX(&nerve_kernels::cpu::sampled_product));
   m.impl("_stencil_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::stencil_walk));
   m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));

@@ -10,7 +10,8 @@ from tests.ops.problems import relative_error
 from torch import Tensor
 
 import nerve_kernels as nk
-from nerve_kernels import reference
+from nerve_kernels import _native, reference
+from nerve_kernels._operators import walk as operators
 from nerve_kernels._operators.walk.conjugate_gradients import iterate
 from nerve_kernels.grids import stencil_offsets
 
@@ -280,6 +281,26 @@ def test_neighbours_are_found_block_by_block(monkeypatch):
     seeds = torch.rand(1, 50, 7, generator=generator(13), dtype=torch.float64)
     result = nk.random_walk(seeds, blocks, alpha=0.9, steps=3, backend="eager")
     assert relative_error(result, reference.random_walk(seeds, whole, alpha=0.9, steps=3)) < 1e-13
+
+
+@pytest.mark.skipif(not _native.extension_loaded(), reason="no extension")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_neighbours_and_their_transpose_are_the_same_on_both_backends(dtype):
+    products = torch.randint(-3, 4, (70, 70), generator=generator(20)).to(dtype)  # most of them equal to others
+    products[:, 3] = -0.0
+    products[5, ::4] = torch.nan
+    for k in (1, 7, 69, 70):
+        columns = operators.nearest_columns(products, k, "eager")
+        assert torch.equal(operators.nearest_columns(products, k, "cpp"), columns)
+        weights = torch.rand(70, k, generator=generator(21)).to(dtype)
+        weights[weights < 0.3] = 0
+        weights[9] = 0
+        for one, other in zip(
+            operators.add_transpose(columns, weights, "eager"),
+            operators.add_transpose(columns, weights, "cpp"),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
 
 
 def test_gradients_of_features_go_through_the_weights():

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nerve_kernels._operators import walk as operators
 from nerve_kernels._operators.checks import (
     check_choice,
     check_count,
@@ -19,6 +20,7 @@ from nerve_kernels._operators.checks import (
 )
 from nerve_kernels._operators.library import accumulation_dtype
 from nerve_kernels._operators.walk.graph import sum_by_row
+from nerve_kernels._operators.walk.nearest_neighbours import add_transpose_entries
 
 from .graph import GraphAffinity
 
@@ -88,16 +90,14 @@ def knn_affinity(
     dtype = accumulation_dtype(features)
     graphs = []
     for image in range(batch):
-        wide = features[image].to(dtype)
-        rows, columns, weights = _nearest(wide, k)
+        columns, weights = _nearest(features[image].to(dtype), k)
+        linked = weights > 0
         weights = weights if power == 1 else weights.pow(power)
         if positions is not None and sigma:
             where = positions[image].to(dtype)
-            distance = torch.linalg.vector_norm(where[rows] - where[columns], dim=1)
+            distance = torch.linalg.vector_norm(where[:, None] - where[columns], dim=2)
             weights = weights * torch.exp(-sigma * distance.pow(exponent))
-        if symmetric:
-            rows, columns, weights = _add_transpose(rows, columns, weights, tokens)
-        graphs.append(_compress(rows, columns, _normalized(rows, columns, weights, tokens, normalize), tokens))
+        graphs.append(_as_rows(columns, torch.where(linked, weights, 0), symmetric, normalize))
     most = max((len(columns) for _, columns, _ in graphs), default=0)
 
     def filled(part: Tensor) -> Tensor:
@@ -112,39 +112,39 @@ def knn_affinity(
     )
 
 
-def _nearest(features: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, column, weight > 0) of each token's k nearest less itself, ordered by row and column."""
+def _nearest(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(columns, products) of each token's k nearest, (N, k), ascending; 0 for itself and for what is below 0."""
     tokens = features.shape[0]
     found = []
     step = max(1, BLOCK_NUMBERS // max(1, tokens))
     for start in range(0, tokens, step):
         products = features[start : start + step] @ features.transpose(0, 1)
-        smallest = products.kthvalue(tokens - k + 1, dim=1, keepdim=True).values.detach()
-        above, equal = products > smallest, products == smallest
-        room = k - above.sum(1, keepdim=True)
-        chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
-        chosen &= products > 0
-        itself = torch.arange(products.shape[0], device=features.device)
-        chosen[itself, itself + start] = False
-        rows, columns = chosen.nonzero(as_tuple=True)
-        found.append((rows + start, columns, products[rows, columns]))
-    rows, columns, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return rows, columns, weights
+        columns = operators.nearest_columns(products.detach(), k)
+        itself = torch.arange(start, start + products.shape[0], device=features.device)[:, None] == columns
+        found.append((columns, products.gather(1, columns.long()).masked_fill(itself, 0).clamp(min=0)))
+    columns, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return columns, weights
 
 
-def _add_transpose(rows: Tensor, columns: Tensor, weights: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """W + Wᵀ, ordered by row and column."""
-    places = torch.cat([rows * tokens + columns, columns * tokens + rows])
-    places, order = torch.sort(places, stable=True)
-    both = weights.repeat(2)[order]
-    unlike_before = torch.ones_like(places, dtype=torch.bool)
-    unlike_before[1:] = places[1:] != places[:-1]
-    first = unlike_before.nonzero().squeeze(1)
-    # a pair of tokens that see each other stands twice, one beside the other
-    followed = torch.nn.functional.pad(~unlike_before, (0, 1))[first + 1]
-    second = torch.where(followed, both[(first + 1).clamp(max=max(0, len(both) - 1))], 0)
-    kept = places[first]
-    return kept // tokens, kept % tokens, both[first] + second
+def _as_rows(columns: Tensor, weights: Tensor, symmetric: bool, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(row pointers, columns, values) of the graph of (N, k) entries, of which those of weight 0 count for nothing."""
+    tokens = len(columns)
+    if symmetric and not weights.requires_grad:
+        pointers, targets, values = operators.add_transpose(columns, weights)
+        entries = int(pointers[-1])
+        targets, values = targets[:entries], values[:entries]
+        rows = torch.repeat_interleave(
+            torch.arange(tokens, device=columns.device), pointers.diff(), output_size=entries
+        )
+        return pointers, targets, _normalized(rows, targets, values, tokens, normalize)
+    used = weights != 0
+    rows = torch.arange(tokens, device=columns.device)[:, None].expand_as(columns)[used]
+    targets, values = columns[used].long(), weights[used]
+    if symmetric:
+        rows, targets, values = add_transpose_entries(rows, targets, values, tokens)
+    ends = torch.searchsorted(rows, torch.arange(1, tokens + 1, device=rows.device))
+    values = _normalized(rows, targets, values, tokens, normalize)
+    return torch.cat([ends.new_zeros(1), ends]), targets.to(torch.int32), values
 
 
 def _normalized(rows: Tensor, columns: Tensor, weights: Tensor, tokens: int, normalize: str) -> Tensor:
@@ -155,9 +155,3 @@ def _normalized(rows: Tensor, columns: Tensor, weights: Tensor, tokens: int, nor
         return weights / degree[rows]
     root = degree.clamp(min=torch.finfo(degree.dtype).tiny).rsqrt()
     return weights * root[rows] * root[columns]
-
-
-def _compress(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ordered entries as (row pointers, columns, values)."""
-    ends = torch.searchsorted(rows, torch.arange(1, tokens + 1, device=rows.device))
-    return torch.cat([ends.new_zeros(1), ends]), columns.to(torch.int32), values
