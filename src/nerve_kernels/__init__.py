@@ -24,6 +24,7 @@ from .attention import (
     fuse_attention,
     fuse_attention_maps,
 )
+from .capturing import CapturedAttention, CapturedLayer, capture
 from .heads import head_weights
 from .refiners import refine
 from .statistics import AttentionStatistics, attention_statistics
@@ -35,6 +36,8 @@ __version__ = version("nerve-kernels")
 __all__ = [
     "AttentionStatistics",
     "BackendUnavailableError",
+    "CapturedAttention",
+    "CapturedLayer",
     "GraphAffinity",
     "LocalAffinity",
     "LowRankAffinity",
@@ -45,6 +48,7 @@ __all__ = [
     "attention_marginal",
     "attention_statistics",
     "available_backends",
+    "capture",
     "fuse_attention",
     "fuse_attention_maps",
     "global_affinity",

@@ -1,0 +1,286 @@
+"""One way to get at attention: a mode that sees the products, and hooks that know which module is running."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from nerve_kernels._operators.checks import (
+    check_flag,
+    check_grid,
+    check_list,
+    check_pair,
+    check_text,
+    check_type,
+    refusal,
+)
+from nerve_kernels.grids import Grid
+
+from .attention import CapturedAttention, CapturedLayer
+from .tokens import NO_PICTURE, WINDOWED, Picture, picture_span
+
+ATTENTION_CLASS = re.compile(r"Attention|Attn")
+
+
+class _EverythingCaptured(Exception):
+    """Ends the block after the last wanted layer; never seen outside this module."""
+
+
+@contextmanager
+def capture(
+    model: torch.nn.Module,
+    layers: str | Sequence[str] | None = None,
+    *,
+    grid: Grid | None = None,
+    tokens: tuple[int, int] | None = None,
+    stop_early: bool = False,
+) -> Iterator[CapturedAttention]:
+    """q and k of a model's self-attention layers, taken while it runs; no map is ever made.
+
+    Within the block every call of ``scaled_dot_product_attention`` is seen as the model makes it, after norms and
+    rotary positions, and named by the module that made it; ``nn.MultiheadAttention`` has q and k projected from its
+    weights.
+    Cross-attention and text towers are passed over. Tokens that are not the picture's (class tokens, registers, text)
+    are left out: the softmax over the others is the same scores renormalised.
+
+    Args:
+        model: Any ``nn.Module``; nothing of it is changed, and its output is the same to the bit, but for
+            ``nn.MultiheadAttention``, which leaves its fast path (1e-7).
+        layers: A module's name, the beginning of one, or a glob such as ``"up_blocks.3.*"``; or several; ``None``: all.
+        grid: (H, W) of the picture's tokens in the finest layer, where it cannot be known from what the model is given;
+            coarser layers have its aspect.
+        tokens: (first, end) of the picture among a layer's tokens, where the model's class is not known.
+        stop_early: End the block once the last of ``layers`` has run; what is behind the call in the block is not run.
+
+    Returns:
+        A context manager; its :class:`CapturedAttention` holds ``layers``, and makes an affinity of them.
+
+    Raises:
+        TypeError, ValueError: for a bad argument, named; where layers fit none (with what there is), attention stays in
+            windows, has a bias besides q and k, or its picture's tokens cannot be told.
+        RuntimeError: a layer ran whose product was not seen (eager attention, fused kernels, another thread), with what
+            to do; or the model was not run.
+
+    Source: ours.
+
+    Example:
+        >>> import torch, nerve_kernels as nk
+        >>> encoder = torch.nn.TransformerEncoderLayer(16, nhead=2, batch_first=True).eval()
+        >>> with torch.no_grad(), nk.capture(encoder, grid=(4, 6)) as attention:
+        ...     _ = encoder(torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0)))
+        >>> [(layer.name, layer.q.shape, layer.grid) for layer in attention.layers]
+        [('self_attn', torch.Size([1, 2, 24, 8]), (4, 6))]
+        >>> attention.affinity(window=3, beta=0.5).shape
+        (1, 24, 24)
+    """
+    session = _Session(model, layers, grid, tokens, stop_early)
+    with session.hooks(), session.mode:
+        try:
+            yield session.captured
+        except _EverythingCaptured:
+            return
+    session.refuse_what_was_missed()
+
+
+class _Session:
+    """One block: what is wanted, what is running, what was seen."""
+
+    def __init__(self, model: Any, layers: Any, grid: Any, tokens: Any, stop_early: Any) -> None:
+        self.model: torch.nn.Module = check_type("model", model, torch.nn.Module, "a torch.nn.Module")
+        if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+            raise TypeError(refusal("model", "a model of its own", type(model).__name__, "give model.module"))
+        given = [layers] if isinstance(layers, str) else check_list("layers", layers or (), "names or globs of modules")
+        self.patterns = [check_text("layers", pattern, "names or globs of modules") for pattern in given]
+        self.grid = None if grid is None else check_grid("grid", grid)
+        self.span = None if tokens is None else check_pair("tokens", tokens, "(first, end) of the picture's tokens")
+        self.stop_early = check_flag("stop_early", stop_early)
+        self.names = {module: name for name, module in self.model.named_modules()}
+        self.attentions = {
+            name: module for module, name in self.names.items() if ATTENTION_CLASS.search(type(module).__name__)
+        }
+        self.captured = CapturedAttention()
+        self.mode = _ProductMode(self)
+        self.picture = Picture()
+        self.ran: dict[str, bool] = {}  # attention modules that ran, and whether a product was seen in each
+        self.passes = 0
+        self.running: dict[int, list[str]] = {}
+        for pattern in self.patterns:
+            if not any(_fits(name, pattern) for name in self.names.values()):
+                wanted = "names of this model's modules"
+                raise ValueError(refusal("layers", wanted, repr(pattern), self._what_there_is()))
+        self.to_come = {name for name in self.attentions if self._is_wanted(name) and self._is_innermost(name)}
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Every module says when it begins and ends, in the thread that runs it; gone afterwards whatever happens."""
+        with ExitStack() as removal:
+            for module in self.names:
+                for handle in (
+                    module.register_forward_pre_hook(self._begin, with_kwargs=True),
+                    module.register_forward_hook(self._end, always_call=True),
+                    module.register_forward_hook(self._stop),
+                ):
+                    removal.callback(handle.remove)
+            yield
+
+    def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = self.names[module]
+        stack = self.running.setdefault(threading.get_ident(), [])
+        stack.append(name)
+        if name == "":
+            self.passes += 1
+            self.picture = Picture.of(args, kwargs, self.grid)
+        if name in self.attentions:
+            self.ran.setdefault(name, False)
+
+    def _end(self, module: torch.nn.Module, *others: Any) -> None:
+        name = self.names[module]
+        stack = self.running.get(threading.get_ident(), [])
+        if stack and stack[-1] == name:
+            stack.pop()
+        self.to_come.discard(name)
+
+    def _stop(self, *others: Any) -> None:
+        if self.stop_early and not self.to_come and self.captured.layers:
+            raise _EverythingCaptured
+
+    def product(self, q: Tensor, k: Tensor, scale: float | None, biased: bool, causal: bool) -> None:
+        """One product q kᵀ, (B, heads, N, d) each, of whatever is running."""
+        stack = self.running.get(threading.get_ident(), [])
+        if not stack:
+            return  # not within the model
+        name = stack[-1]
+        for running in stack:
+            if running in self.ran:
+                self.ran[running] = True
+        if not self._is_wanted(name) or NO_PICTURE.search(name) or causal:
+            return
+        if q.shape[-2] != k.shape[-2] or getattr(self.attentions.get(name), "is_cross_attention", False):
+            return  # cross-attention
+        kinds = [type(self.model.get_submodule(running)).__name__ for running in stack]
+        if any(WINDOWED.search(kind) for kind in kinds) or q.shape[0] != (self.picture.batch or q.shape[0]):
+            do = "choose layers that attend over the whole picture with layers=…"
+            raise ValueError(refusal(name, "attention over the whole picture", f"windows of it ({kinds[-1]})", do))
+        if biased:
+            do = "choose other layers with layers=…"
+            raise ValueError(refusal(name, "scores of q and k alone", "a mask or bias added to them", do))
+        if q.dim() != 4:
+            raise ValueError(refusal(name, "q of shape (B, heads, N, d)", tuple(q.shape)))
+        if k.shape[1] != q.shape[1]:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        first, own_grid = self._span_of(name, q.shape[2])
+        end = first + own_grid[0] * own_grid[1]
+        layer = CapturedLayer(name, q[:, :, first:end], k[:, :, first:end], own_grid, scale)
+        self.captured.layers.append(layer)
+
+    def _span_of(self, name: str, tokens: int) -> tuple[int, Grid]:
+        if self.span is None:
+            return picture_span(self.model, name, tokens, self.picture)
+        first, end = self.span
+        grid = self.picture.grid_of(end - first) if 0 <= first < end <= tokens else None
+        if grid is None:
+            wanted = f"the picture's tokens among the {tokens} of {name}, which make a grid"
+            raise ValueError(refusal("tokens", wanted, self.span, "give grid=(H, W) with it"))
+        return first, grid
+
+    def _is_wanted(self, name: str) -> bool:
+        return not self.patterns or any(_fits(name, pattern) for pattern in self.patterns)
+
+    def _is_innermost(self, name: str) -> bool:
+        return not any(other.startswith(f"{name}.") for other in self.attentions)
+
+    def refuse_what_was_missed(self) -> None:
+        """Raise where nothing ran, where attention ran unseen, or where nothing was self-attention over a picture."""
+        if not self.passes:
+            raise RuntimeError(refusal("model", "at least one pass within the block", "none", "call it there"))
+        unseen = [name for name, seen in self.ran.items() if not seen and self._is_missed(name)]
+        if unseen:
+            some = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+            kind = type(self.attentions[unseen[0]]).__name__
+            raise RuntimeError(
+                f"capture: {some} ({kind}) ran without scaled_dot_product_attention: q and k were not seen; call "
+                "model.set_attn_implementation('sdpa') (transformers), set_attn_processor(AttnProcessor2_0()) "
+                "(diffusers), or timm.layers.set_fused_attn(True), or leave them out with layers=…; linear attention, "
+                "TorchScript and other threads cannot be captured"
+            )
+        if not self.captured.layers:
+            raise ValueError(refusal("layers", "self-attention over a picture", "none", self._what_there_is()))
+
+    def _is_missed(self, name: str) -> bool:
+        """Whether a module that ran without a product is wanted, and has none above or below it that was seen."""
+        if not self._is_wanted(name) or NO_PICTURE.search(name):
+            return False
+        return not any(
+            seen and (name.startswith(f"{other}.") or other.startswith(f"{name}.")) for other, seen in self.ran.items()
+        )
+
+    def _what_there_is(self) -> str:
+        names = [name or "(the model itself)" for name in self.attentions]
+        listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+        return f"there is: {listed}" if names else "there is no attention"
+
+
+class _ProductMode(TorchFunctionMode):
+    """Sees the calls of one thread as they are written, before autograd, vmap or the choice of a kernel."""
+
+    def __init__(self, session: _Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note a product, then do what was asked for."""
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            self._note_product(*args, **kwargs)
+        elif func is functional.multi_head_attention_forward:
+            self._note_projections(args, kwargs)
+        return func(*args, **kwargs)
+
+    def _note_product(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **others: Any,
+    ) -> None:
+        own = query.shape[-1] ** -0.5
+        factor = None if scale is None or abs(scale - own) <= 1e-6 * own else float(scale)
+        self.session.product(query, key, factor, attn_mask is not None, is_causal)
+
+    def _note_projections(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """q and k of ``nn.MultiheadAttention``, (tokens, B, channels) projected by its weights."""
+        names = ("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query, key, heads = given["query"], given["key"], int(given["num_heads"])
+        width = query.shape[-1]
+        if kwargs.get("use_separate_proj_weight"):
+            weights = [kwargs["q_proj_weight"], kwargs["k_proj_weight"]]
+        else:
+            weights = list(given["in_proj_weight"].split(width)[:2])
+        bias = given.get("in_proj_bias")
+        biases = [None, None] if bias is None else list(bias.split(width)[:2])
+        q, k = (
+            functional.linear(tokens, weight, own).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+            for tokens, weight, own in zip((query, key), weights, biases, strict=True)
+        )
+        masked = kwargs.get("attn_mask") is not None or kwargs.get("key_padding_mask") is not None
+        self.session.product(q, k, None, masked and not kwargs.get("is_causal"), bool(kwargs.get("is_causal")))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern.rstrip(".") + ".") or fnmatch.fnmatchcase(name, pattern)
