@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 NUMPY_WARNINGS = "ignore:::triton.runtime.interpreter"  # NaN and log 0, where tests ask for them
 
 
-FILES = ["kernels", "mutants", "statistics", "walk", "walk_mutants", "packed_walk"]
+FILES = ["kernels", "mutants", "statistics", "walk", "walk_mutants", "packed_walk", "sparse_walk"]
 
 
 @pytest.mark.parametrize("file", [f"interpreted_{name}.py" for name in FILES])

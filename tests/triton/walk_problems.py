@@ -37,6 +37,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     seeds_dtype: torch.dtype = torch.float32
     normalize: bool = True
+    alpha: float = ALPHA
 
     def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Window values (NaN off the grid), u, v and dense; rows of S sum to 1, but for explicit factors."""
@@ -73,7 +74,7 @@ class Problem:
         window = [0, 0] if values is None else list(self.window)
         cells = list(self.cells) if u is not None and v is None else [0, 0]
         affinity = AffinityArguments(values, u, v, dense, grid=grid, window=window, cells=cells, beta=BETA)
-        return self.seeds(), affinity, ALPHA, self.steps, self.normalize
+        return self.seeds(), affinity, self.alpha, self.steps, self.normalize
 
     def affinity(self) -> Tensor:
         """S in float64."""
@@ -92,22 +93,22 @@ class Problem:
     def expected(self) -> Tensor:
         """P_L in float64."""
         return reference.random_walk(
-            self.seeds(), self.affinity(), alpha=ALPHA, steps=self.steps, normalize=self.normalize
+            self.seeds(), self.affinity(), alpha=self.alpha, steps=self.steps, normalize=self.normalize
         )
 
 
-def random_walk(run: Callable[..., Any], **options: Any) -> None:
+def random_walk(run: Callable[..., Any], make: type[Problem] = Problem, **options: Any) -> None:
     """The walk of a problem against its definition."""
-    problem = Problem(**options)
+    problem = make(**options)
     result = run(*problem.arguments())
     assert result.dtype == problem.seeds_dtype
     tolerance = TOLERANCE if problem.seeds_dtype == torch.float32 else 5e-4  # rounding of the result, 2⁻¹¹
     assert relative_error(result, problem.expected()) < tolerance
 
 
-def walk_gradients(run: Callable[..., Any], **options: Any) -> None:
+def walk_gradients(run: Callable[..., Any], make: type[Problem] = Problem, **options: Any) -> None:
     """Gradients of a problem against those of eager, in float64."""
-    problem = Problem(**options)
+    problem = make(**options)
     seeds, affinity, *options = problem.arguments()
     grad = torch.randn(seeds.shape, generator=torch.Generator().manual_seed(7))
     expected = random_walk_backward.eager(grad.double(), seeds.double(), affinity.map(Tensor.double), *options)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerve_kernels._arguments import AffinityArguments, tensors_of, why_not_float64, why_not_on, why_not_on_gpu
+from nerve_kernels._arguments import tensors_of, why_not_float64, why_not_on, why_not_on_gpu
 from nerve_kernels.environment import interpreting_triton
 
 MAX_HEAD_SIZE = 256  # larger ones would need more shared memory than the attention kernels' tiles leave
@@ -56,14 +56,6 @@ def why_unsupported_heads(q: Tensor, *arguments: Any) -> str | None:
     if q.shape[-1] > MAX_HEAD_SIZE:
         return f"it holds whole heads on chip and takes head sizes up to {MAX_HEAD_SIZE}, got {q.shape[-1]}"
     return why_unsupported(q, *arguments)
-
-
-def why_unsupported_walk(*arguments: Any) -> str | None:
-    """Why the walk's kernels, or those of its gradient, cannot take an affinity, or None."""
-    kinds = [argument.local_kind for argument in arguments if isinstance(argument, AffinityArguments)]
-    if kinds[0] in ("stencil", "graph"):
-        return f"it walks on plain windows, got a {kinds[0]}"
-    return why_unsupported(*arguments)
 
 
 def _why_not_on_device(tensors: list[Tensor]) -> str | None:

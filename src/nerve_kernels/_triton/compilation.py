@@ -28,7 +28,13 @@ from triton.runtime import driver
 from .launch import Launch
 
 PACKAGE_PARENT = Path(__file__).parents[2]
-TYPE_NAMES = {torch.float32: "fp32", torch.int64: "i64", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 Target = tuple[str, int | str, int]
 """As Triton names a GPU: ("cuda", 90, 32)."""
 

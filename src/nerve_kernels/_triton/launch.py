@@ -93,6 +93,38 @@ class Launch:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
+class Launches:
+    """Launches one after the other, each with the names of what it takes of what changes from step to step."""
+
+    def __init__(self, *parts: tuple[Launch, tuple[str, ...]]) -> None:
+        self.parts = parts
+
+    def __add__(self, other: Launches) -> Launches:
+        return Launches(*self.parts, *other.parts)
+
+    def kept(self, *names: str) -> Launches:
+        """The same where nothing but ``names`` changes."""
+        return Launches(*((launch, tuple(name for name in taken if name in names)) for launch, taken in self.parts))
+
+    def run(self) -> None:
+        """Start them in their order."""
+        for launch, _ in self.parts:
+            launch.run()
+
+    def prepared(self, *changing: str) -> Callable[..., None]:
+        """As :meth:`Launch.prepared`; what none of them takes may be among ``changing``."""
+        starts = []
+        for launch, names in self.parts:
+            places = [place for place, name in enumerate(changing) if name in names]
+            starts.append((launch.prepared(*(changing[place] for place in places)), places))
+
+        def run(*tensors: Tensor) -> None:
+            for start, places in starts:
+                start(*(tensors[place] for place in places))
+
+        return run
+
+
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Makes the tensor's device the current one."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()

@@ -8,7 +8,6 @@ from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._cuda import random_walk as persistent_walk
 from nerve_kernels._operators.dispatch import Implementation
 from nerve_kernels._operators.library import AFFINITY, Gradient, Operator, define_native
-from nerve_kernels._triton import availability
 
 from . import random_walk_backward
 from .affinity_operator import AffinityOperator, row_totals, working_dtype
@@ -52,7 +51,6 @@ random_walk = Operator(
     backward=Gradient(random_walk_backward.eager, cpp=random_walk_backward.cpp, triton="walk.random_walk_backward"),
     cpp=cpp,
     triton="walk.random_walk",
-    why_not_triton=availability.why_unsupported_walk,
     cuda=Implementation(persistent_walk.run, persistent_walk.why_unsupported, persistent_walk.is_preferred),
     broadcasts=("values", "u", "v", "dense", "row_pointers", "columns"),
 )

@@ -7,6 +7,7 @@ solved by ``conjugate_gradients``.
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import partial
 from typing import Any
@@ -18,7 +19,6 @@ from torch.linalg import vector_norm
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels._operators.library import AFFINITY, Gradient, Operator
-from nerve_kernels._triton import availability
 
 from .affinity_operator import AffinityOperator
 from .conjugate_gradients import column_norms, solve_symmetric
@@ -157,18 +157,24 @@ def fake(seeds: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-_walk_triton = availability.run_lazily("walk.random_walk")
-
-
 class _TritonAffinityOperator(AffinityOperator):
-    """:class:`AffinityOperator` with products in float32 by the walk's kernel."""
+    """:class:`AffinityOperator` with products in float32 by the walk's kernels, each kind of P planned for once."""
+
+    def __init__(self, affinity: AffinityArguments, dtype: torch.dtype) -> None:
+        super().__init__(affinity, dtype)
+        self._planned: dict[torch.Size, Any] = {}
 
     def apply(self, p: Tensor) -> Tensor:
         """S P: one step with α = 1."""
-        if self.dtype != torch.float32 or self.stored.local_kind in ("stencil", "graph"):
+        if self.dtype != torch.float32:
             return super().apply(p)
-        result: Tensor = _walk_triton(p, self.stored, 1.0, 1, False)
-        return result
+        if p.shape[0] == 1:
+            p = p.expand(self.stored.batch, -1, -1)
+        if p.shape not in self._planned:
+            walks = importlib.import_module("nerve_kernels._triton.walk.random_walk")
+            self._planned[p.shape] = walks.WalkOperator(self.stored, 1.0, p)
+        product: Tensor = self._planned[p.shape].product(p)
+        return product
 
 
 random_walk_limit = Operator(

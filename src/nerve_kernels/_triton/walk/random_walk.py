@@ -17,6 +17,8 @@ from nerve_kernels._triton.launch import on_device
 
 from .packed_step import PackedStep
 from .packing import PackedLayout, Terms, packed_layout, plan_packing
+from .rows import padded_rows
+from .sparse_step import SparseStep, sparse_local
 from .walk_pooling import plan_average, plan_division
 from .walk_step import MAX_LABELS, MAX_SLOTS, Step, tiling
 
@@ -36,28 +38,33 @@ class WalkOperator:
         values, u, v, dense = affinity.parts
         grid, window, cells, beta = affinity.grid, affinity.window, affinity.cells, affinity.beta
         self.batch, self.tokens, self.labels = p.shape
-        self.values = None if values is None else values.contiguous()
+        self.sparse = sparse_local(affinity)
+        has_local = values is not None
+        self.values = None if values is None or self.sparse else values.contiguous()
         self.u, self.dense, self.alpha = u, dense, alpha
         self.v = None if v is None else v.float()  # cuBLAS multiplies equal types only
         self.grid = [1, self.tokens] if dense is not None else list(grid)
-        self.window = [1, 1] if values is None else list(window)
+        self.window = [1, 1] if self.values is None else list(window)
         self.cells = [0, 0] if u is None else list(cells)
-        self.global_share = alpha * (beta if values is not None else 1.0)
+        self.global_share = alpha * (beta if has_local else 1.0)
         self.local_share = alpha * (1.0 - beta if u is not None else 1.0)
         self.has_cells = u is not None and v is None
         self.cells_are_tokens = self.has_cells and self.cells == self.grid
         cell = even_cell(self.grid, self.cells) if self.has_cells and not self.cells_are_tokens else None
         self.pools_itself = cell is not None
         self.tiling = tiling(self.grid, cell, self.batch * self.labels)
-        self.step = Step(
+        step = Step(
             self.grid,
             self.window,
             self.cells,
             self.tiling,
-            (1.0 - alpha, self.global_share, self.local_share),
+            (1.0 if self.sparse else 1.0 - alpha, self.global_share, self.local_share),
             u=self.u if dense is None else dense,
             values=self.values,
         )
+        self.step: Step | SparseStep = step
+        if self.sparse:
+            self.step = SparseStep(self.sparse, 1.0 - alpha, self.local_share, None if u is None else step)
         self._start: Callable[..., None] | None = None
 
     def pool(self, p: Tensor) -> Tensor | None:
@@ -74,10 +81,15 @@ class WalkOperator:
 
     def _empty_pooled(self) -> Tensor:
         size = (self.batch, self.cells[0] * self.cells[1], self.labels)
-        return torch.empty(size, dtype=torch.float32, device=self._device())
+        assert self.u is not None
+        return torch.empty(size, dtype=torch.float32, device=self.u.device)
 
-    def _device(self) -> torch.device:
-        return next(part.device for part in (self.values, self.u, self.dense) if part is not None)
+    def buffers(self, wide: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """What P goes to in turn, ``wide`` among them; where rows are gathered alone, two with rows made for that."""
+        if self.sparse and self.u is None:
+            first, second = (padded_rows(wide) if steps > least else wide for least in (2, 1))
+            return first, second
+        return wide, torch.empty_like(wide) if steps > 1 else wide
 
     def steps(
         self, p: Tensor, seeds: Tensor, buffers: tuple[Tensor, Tensor], out: Tensor, steps: int, normalize: bool
@@ -95,6 +107,14 @@ class WalkOperator:
         """The P after ``p``, by itself."""
         out = torch.empty(p.shape, dtype=torch.float32, device=p.device)
         self._advance(p, self.pool(p), seeds, out, None)
+        return out
+
+    def product(self, p: Tensor) -> Tensor:
+        """α S P, of a P at any address, in float32."""
+        p = p.contiguous()
+        out = torch.empty(p.shape, dtype=torch.float32, device=p.device)
+        with on_device(p):
+            self.step.plan(p, self.pool(p), None, out).run()
         return out
 
     def _advance(self, p: Tensor, pooled: Tensor | None, seeds: Tensor, out: Tensor, pooled_out: Tensor | None) -> None:
@@ -144,6 +164,8 @@ def packed_operator(seeds: Tensor, affinity: AffinityArguments, alpha: float, st
     grid, window, cells = affinity.grid, affinity.window, affinity.cells
     if dense is not None or v is not None or (cells == grid and u is not None):
         return None
+    if affinity.local_kind in ("stencil", "graph"):
+        return None
     parts = [part for part in (values, u) if part is not None]
     terms = Terms.of(parts, seeds)
     cell = None if u is None else even_cell(grid, cells)
@@ -182,8 +204,8 @@ def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, no
         if packed is not None:
             packed.run(seeds, last, steps, divides_itself)
         else:
-            buffers = (wide, torch.empty_like(wide) if steps > 1 else wide)
-            WalkOperator(affinity, alpha, seeds).steps(seeds, seeds, buffers, last, steps, divides_itself)
+            operator = WalkOperator(affinity, alpha, seeds)
+            operator.steps(seeds, seeds, operator.buffers(wide, steps), last, steps, divides_itself)
         if last is not out or (normalize and not divides_itself):
             plan_division(last, out).run()
     return out

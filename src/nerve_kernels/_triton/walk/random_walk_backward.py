@@ -17,6 +17,8 @@ from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import on_device
 
 from .random_walk import WalkOperator
+from .sparse_gradients import GraphGradient, StencilGradient, sparse_gradient
+from .sparse_step import SparseStep
 from .walk_gradients import plan_window_values
 from .walk_step import Step, tiling
 
@@ -29,17 +31,23 @@ class AdjointOperator:
         values, u, v, dense = forward.values, forward.u, forward.v, forward.dense
         self.u = None if u is None else u.float()  # cuBLAS multiplies equal types only
         right = None if dense is None else dense.transpose(-1, -2)
-        self.step = Step(
+        step = Step(
             forward.grid,
             forward.window,
             forward.cells,
             tiling(forward.grid, None, forward.batch * forward.labels),
-            (0.0, forward.global_share, forward.local_share),
+            (1.0 if forward.sparse else 0.0, forward.global_share, forward.local_share),
             u=v if right is None else right,
             values=values,
             spread=forward.has_cells,
             transposed=True,
         )
+        self.step: Step | SparseStep = step
+        self.sparse_gradient: StencilGradient | GraphGradient | None = None
+        if forward.sparse:
+            local, with_global = forward.sparse.transpose(), None if u is None else step
+            self.step = SparseStep(local, 0.0, forward.local_share, with_global)
+            self.sparse_gradient = sparse_gradient(forward.sparse)
         self.grad_values, self.grad_u, self.grad_v, self.grad_dense = (
             None if part is None else torch.zeros(part.shape, dtype=torch.float32, device=part.device)
             for part in (values, u, v, dense)
@@ -48,9 +56,10 @@ class AdjointOperator:
 
     def collect(self, adjoint: Tensor, p: Tensor, pooled: Tensor | None) -> None:
         """Add the gradients of one step, ⟨λ, S P⟩; ``pooled`` is T of P."""
-        forward = self.forward
+        forward, share = self.forward, self.forward.local_share
+        if self.sparse_gradient is not None:
+            self.sparse_gradient.plan(adjoint, p, share).run()
         if self.grad_values is not None:
-            share = forward.local_share
             plan_window_values(adjoint, p, forward.grid, forward.window, share, self.grad_values).run()
         if self.grad_dense is not None:
             _add_product(self.grad_dense, adjoint, p.float(), forward.global_share)
@@ -127,4 +136,5 @@ def _run(
             backward.collect(adjoint, state, forward.pool(state))
             adjoint = backward.apply(adjoint)
     grad_seeds.add_(adjoint)
-    return grad_seeds, backward.grad_values, backward.grad_u, backward.grad_v, backward.grad_dense
+    grad_values = backward.sparse_gradient.values if backward.sparse_gradient else backward.grad_values
+    return grad_seeds, grad_values, backward.grad_u, backward.grad_v, backward.grad_dense
