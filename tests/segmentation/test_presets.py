@@ -10,14 +10,14 @@ from nerve_kernels.segmentation.presets import PRESETS, find_preset
 
 
 def test_every_presets_settings_make_a_config():
-    assert set(PRESETS) == {"embedded", "sd15-clip-b16", "sd15-clip-l14"}
+    assert set(PRESETS) == {"embedded", "sd15-clip-b16", "sd15-clip-l14", "dinov2-clip-b16"}
     for preset in PRESETS.values():
         assert preset.config.replace() == preset.config
         assert preset.description
 
 
 def test_hub_presets_name_models_and_no_folders():
-    for name in ("sd15-clip-b16", "sd15-clip-l14"):
+    for name in set(PRESETS) - {"embedded"}:
         preset = find_preset(name)
         assert not is_local(preset.diffusion)
         assert not is_local(preset.clip)

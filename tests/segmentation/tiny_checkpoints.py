@@ -153,3 +153,23 @@ def spoilt(name: str, value: float = torch.nan) -> Callable[[dict[str, torch.Ten
         return {**weights, name: changed}
 
     return change
+
+
+def make_vision_transformer(folder: Path, family: str = "dinov2") -> None:
+    """Three blocks of two heads on patches of 8, made for 32 x 32 pixels."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(2)
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        **({} if family in ("vit", "deit", "dinov2") else {"num_register_tokens": 2}),
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)

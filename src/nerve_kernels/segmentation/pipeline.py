@@ -15,13 +15,14 @@ from nerve_kernels.affinity import Affinity
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, differing_field
+from .families import attention_family
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
 from .loading import check_folder
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
-from .presets import CLIP, DEFAULT_PRESET, STABLE_DIFFUSION, find_preset
+from .presets import CLIP, DEFAULT_PRESET, find_preset
 from .result import Segmentation
 from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity
 from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
@@ -69,7 +70,8 @@ class NervePipeline:
         """Load two checkpoints; only safetensors are read and no code from the hub is run.
 
         Args:
-            diffusion: folder or hub id of a Stable Diffusion 1.x or 2.x checkpoint.
+            diffusion: folder or hub id of what attention comes from: a Stable Diffusion 1.x or 2.x checkpoint, or
+                a vision transformer (DINOv2, DINOv3, ViT, DeiT).
             clip: folder or hub id of a CLIP checkpoint.
             device: None: a GPU if there is one, else the CPU.
             dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
@@ -83,7 +85,7 @@ class NervePipeline:
             ModelLoadError: a checkpoint is incomplete, unknown, or out of reach.
             ValueError: a device or dtype that cannot be used.
         """
-        return cls(**_load((STABLE_DIFFUSION, CLIP), (diffusion, clip), device, dtype), config=config)
+        return cls(**_load((attention_family(diffusion), CLIP), (diffusion, clip), device, dtype), config=config)
 
     @classmethod
     def from_preset(
@@ -99,9 +101,9 @@ class NervePipeline:
         """Load a named pair of checkpoints with its settings.
 
         Args:
-            name: ``"embedded"``, ``"sd15-clip-b16"`` or ``"sd15-clip-l14"``.
-            diffusion: in place of the preset's checkpoint, one of the same family.
-            clip: likewise.
+            name: ``"embedded"``, ``"sd15-clip-b16"``, ``"sd15-clip-l14"`` or ``"dinov2-clip-b16"``.
+            diffusion: in place of the preset's checkpoint, another, as in :meth:`from_pretrained`.
+            clip: in place of the preset's, one of the same family.
             device: as in :meth:`from_pretrained`.
             dtype: as in :meth:`from_pretrained`.
             config: in place of the preset's settings.
@@ -113,7 +115,8 @@ class NervePipeline:
             ValueError: an unknown name. Else as :meth:`from_pretrained`.
         """
         preset = find_preset(name)
-        families = preset.attention_family, preset.text_image_family
+        family = preset.attention_family if diffusion is None else attention_family(diffusion)
+        families = family, preset.text_image_family
         sources = diffusion or preset.diffusion, clip or preset.clip
         return cls(**_load(families, sources, device, dtype), config=config or preset.config)
 

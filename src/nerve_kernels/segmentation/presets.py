@@ -15,6 +15,7 @@ from .config import NerveConfig
 from .loading import ModelLoadError
 
 STABLE_DIFFUSION = "nerve_kernels.segmentation.attention.diffusion:DiffusionFeatures"
+VISION_TRANSFORMER = "nerve_kernels.segmentation.attention.vision_transformer:VisionTransformerFeatures"
 CLIP = "nerve_kernels.segmentation.text_image.clip:DenseClip"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
 
@@ -91,6 +92,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             description="Stable Diffusion 1.5 with CLIP ViT-L/14 at 336 pixels, from the hub",
             settings={"layers": ("up_blocks.3.*",), "clip_size": 336, "clip_window": None},
         ),
+        # One pass in place of an autoencoder and a UNet. The window alone, information weights, half restart: what
+        # was best on validation for a ViT-S/14 over street photographs (docs/choosing_settings.md).
+        "dinov2-clip-b16": Preset(
+            diffusion="facebook/dinov2-base",
+            clip="openai/clip-vit-base-patch16",
+            description="DINOv2 ViT-B/14 with CLIP ViT-B/16, from the hub: the fastest for photographs without a GPU",
+            settings={
+                "diffusion_size": 518,
+                "criterion": "cell_information",
+                "temperature": 0.03,
+                "beta": 0.0,
+                "alpha": 0.5,
+            },
+            attention_family=VISION_TRANSFORMER,
+        ),
     }
 )
 DEFAULT_PRESET = "embedded"
@@ -115,8 +131,8 @@ def find_preset(name: str) -> Preset:
         >>> find_preset("sd15-clip-b61")
         Traceback (most recent call last):
             ...
-        ValueError: preset: expected one of embedded, sd15-clip-b16, sd15-clip-l14, got 'sd15-clip-b61'; did you mean \
-'sd15-clip-b16'?
+        ValueError: preset: expected one of embedded, sd15-clip-b16, sd15-clip-l14, dinov2-clip-b16, got \
+'sd15-clip-b61'; did you mean 'sd15-clip-b16'?
     """
     if name not in PRESETS:
         nearest = difflib.get_close_matches(name, PRESETS, n=1)

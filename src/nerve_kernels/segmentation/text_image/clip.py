@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.checkpoints.fingerprints import Fingerprint, own_settings
+from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.finite import require_finite
@@ -94,7 +95,6 @@ class DenseClip:
         """
         require_extra("transformers")
         from transformers import CLIPModel, CLIPTokenizer
-        from transformers.image_processing_utils import BaseImageProcessor
 
         device = choose_device(device)
         model: CLIPModel = load_part(
@@ -103,14 +103,8 @@ class DenseClip:
         tokenizer: CLIPTokenizer = load_part(
             CLIPTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json"
         )
-        # Only its settings are wanted; the preprocessor itself would crop, and may need torchvision.
-        preprocessor: dict[str, Any] = load_part(
-            BaseImageProcessor.get_image_processor_dict, source, argument="clip", config="preprocessor_config.json"
-        )[0]
         check_vocabulary(tokenizer, model.config.text_config, argument="clip")
-        mean, std = (_three_numbers(preprocessor, name) for name in ("image_mean", "image_std"))
-        if not min(std) > 0:
-            raise ModelLoadError(f"clip: preprocessor_config.json: image_std: expected numbers > 0, got {std}")
+        mean, std = pixel_statistics(source, argument="clip")
         freeze(model, device, choose_dtype(dtype, device))
         loaded = cls(model=model, tokenizer=tokenizer, mean=mean, std=std)
         if not 0 < loaded.logit_scale < math.inf:
@@ -283,17 +277,6 @@ class DenseClip:
         longest = min(self.tokenizer.model_max_length, limit)
         rows: list[list[int]] = self.tokenizer(prompts, truncation=True, max_length=longest).input_ids
         return embed_rows(self.model, rows)
-
-
-def _three_numbers(preprocessor: Mapping[str, Any], name: str) -> list[float]:
-    values = preprocessor.get(name)
-    if (
-        not isinstance(values, list)
-        or len(values) != 3
-        or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-    ):
-        raise ModelLoadError(f"clip: preprocessor_config.json: {name}: expected 3 finite numbers, got {values!r:.60}")
-    return [float(value) for value in values]
 
 
 if TYPE_CHECKING:
