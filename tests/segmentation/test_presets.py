@@ -10,7 +10,7 @@ from nerve_kernels.segmentation.presets import PRESETS, find_preset
 
 
 def test_every_presets_settings_make_a_config():
-    assert set(PRESETS) == {"embedded", "sd15-clip-b16", "sd15-clip-l14", "dinov2-clip-b16"}
+    assert set(PRESETS) == {"embedded", "sd15-clip-b16", "sd15-clip-l14", "sdxl-clip-l14", "dinov2-clip-b16"}
     for preset in PRESETS.values():
         assert preset.config.replace() == preset.config
         assert preset.description

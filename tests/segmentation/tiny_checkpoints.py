@@ -173,3 +173,33 @@ def make_vision_transformer(folder: Path, family: str = "dinov2") -> None:
     )
     AutoModel.from_config(config).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+
+
+def make_stable_diffusion_xl(folder: Path) -> None:
+    """Attention at half the latent's resolution only; two text encoders, the second with a projection."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    make_stable_diffusion(folder)
+    torch.manual_seed(3)
+    tokenizer = make_tokenizer()
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel(
+        sample_size=12,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+    ).save_pretrained(folder / "unet")
+    CLIPTextModelWithProjection(CLIPTextConfig(**text_settings(tokenizer), projection_dim=24)).save_pretrained(
+        folder / "text_encoder_2"
+    )
+    tokenizer.save_pretrained(folder / "tokenizer_2")

@@ -95,7 +95,7 @@ def segment(
         str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS, autocompletion=among(*PRESETS))
     ] = DEFAULT_PRESET,
     diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x, DINOv2/v3 or ViT: a folder or a hub id.")
+        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
     ] = None,
     clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
     device: Annotated[

@@ -70,8 +70,8 @@ class NervePipeline:
         """Load two checkpoints; only safetensors are read and no code from the hub is run.
 
         Args:
-            diffusion: folder or hub id of what attention comes from: a Stable Diffusion 1.x or 2.x checkpoint, or
-                a vision transformer (DINOv2, DINOv3, ViT, DeiT).
+            diffusion: folder or hub id of what attention comes from: a Stable Diffusion 1.x, 2.x or XL checkpoint,
+                or a vision transformer (DINOv2, DINOv3, ViT, DeiT).
             clip: folder or hub id of a CLIP checkpoint.
             device: None: a GPU if there is one, else the CPU.
             dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
@@ -101,7 +101,8 @@ class NervePipeline:
         """Load a named pair of checkpoints with its settings.
 
         Args:
-            name: ``"embedded"``, ``"sd15-clip-b16"``, ``"sd15-clip-l14"`` or ``"dinov2-clip-b16"``.
+            name: ``"embedded"``, ``"sd15-clip-b16"``, ``"sd15-clip-l14"``, ``"sdxl-clip-l14"`` or
+                ``"dinov2-clip-b16"``.
             diffusion: in place of the preset's checkpoint, another, as in :meth:`from_pretrained`.
             clip: in place of the preset's, one of the same family.
             device: as in :meth:`from_pretrained`.

@@ -92,6 +92,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             description="Stable Diffusion 1.5 with CLIP ViT-L/14 at 336 pixels, from the hub",
             settings={"layers": ("up_blocks.3.*",), "clip_size": 336, "clip_window": None},
         ),
+        # Its 64x64 layers are at half the latent's resolution.
+        "sdxl-clip-l14": Preset(
+            diffusion="stabilityai/stable-diffusion-xl-base-1.0",
+            clip="openai/clip-vit-large-patch14-336",
+            description="Stable Diffusion XL with CLIP ViT-L/14 at 336 pixels, from the hub",
+            settings={
+                "diffusion_size": 1024,
+                "layers": ("up_blocks.1.*",),
+                "clip_size": 336,
+                "clip_window": None,
+            },
+        ),
         # One pass in place of an autoencoder and a UNet. The window alone, information weights, half restart: what
         # was best on validation for a ViT-S/14 over street photographs (docs/choosing_settings.md).
         "dinov2-clip-b16": Preset(
@@ -131,7 +143,8 @@ def find_preset(name: str) -> Preset:
         >>> find_preset("sd15-clip-b61")
         Traceback (most recent call last):
             ...
-        ValueError: preset: expected one of embedded, sd15-clip-b16, sd15-clip-l14, dinov2-clip-b16, got \
+        ValueError: preset: expected one of embedded, sd15-clip-b16, sd15-clip-l14, sdxl-clip-l14, \
+dinov2-clip-b16, got \
 'sd15-clip-b61'; did you mean 'sd15-clip-b16'?
     """
     if name not in PRESETS:

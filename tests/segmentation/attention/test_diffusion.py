@@ -238,7 +238,7 @@ def test_checkpoints_of_another_kind_are_refused(diffusion):
             "projection_class_embeddings_input_dim": 80,
         }
     )
-    with pytest.raises(ValueError, match=r"wanted a Stable Diffusion 1\.x or 2\.x"):
+    with pytest.raises(ValueError, match=r"wanted a Stable Diffusion 1\.x, 2\.x or XL"):
         DiffusionFeatures(unet=larger, **parts)
 
 

@@ -40,6 +40,7 @@ class DiffusionFeatures:
         vae: ``AutoencoderKL``.
         scheduler: ``DDPMScheduler`` with the checkpoint's noise schedule.
         empty_prompt: (1, length, D) the text encoder's answer to the empty prompt.
+        pooled_prompt: (1, D) the answer as a whole, for Stable Diffusion XL; it is also told the size of the image.
 
     Raises:
         ValueError: a UNet that needs more than a latent, a timestep and a prompt.
@@ -55,11 +56,13 @@ class DiffusionFeatures:
         vae: AutoencoderKL,
         scheduler: DDPMScheduler,
         empty_prompt: torch.Tensor,
+        pooled_prompt: torch.Tensor | None = None,
     ) -> None:
-        if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
+        wanted = None if pooled_prompt is None else "text_time"
+        if unet.config.addition_embed_type != wanted or unet.config.class_embed_type is not None:
             raise ValueError(
-                "diffusion: this UNet needs conditions beside the prompt (Stable Diffusion XL "
-                "does); wanted a Stable Diffusion 1.x or 2.x checkpoint"
+                "diffusion: this UNet needs other conditions beside the prompt; wanted a Stable Diffusion 1.x, 2.x or "
+                "XL checkpoint"
             )
         if unet.config.in_channels != vae.config.latent_channels:
             raise ValueError(
@@ -71,6 +74,7 @@ class DiffusionFeatures:
         self.vae = vae
         self.scheduler = scheduler
         self.empty_prompt = empty_prompt
+        self.pooled_prompt = pooled_prompt
         self.latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_multiple = 2 ** (len(unet.config.block_out_channels) - 1)
         self._layers: tuple[SelfAttentionLayer, ...] | None = None
@@ -87,7 +91,7 @@ class DiffusionFeatures:
         """Load UNet, VAE, noise schedule and text encoder; the text encoder is let go again.
 
         Args:
-            source: a folder in the hub's Stable Diffusion format, or a model id of the hub.
+            source: a folder in the hub's Stable Diffusion format (1.x, 2.x or XL), or a model id of the hub.
             device: None: a GPU if there is one.
             dtype: None: float16 on a GPU, else float32.
 
@@ -133,6 +137,7 @@ class DiffusionFeatures:
             "vae": own_settings(self.vae),
             "schedule": self.scheduler.alphas_cumprod.tolist(),
             "prompt": self.empty_prompt.float().cpu().tolist(),
+            **({} if self.pooled_prompt is None else {"pooled": self.pooled_prompt.float().cpu().tolist()}),
         }
 
     def check(self, config: NerveConfig) -> None:
@@ -213,8 +218,17 @@ class DiffusionFeatures:
         """One UNet pass with the empty prompt: (B, channels, height, width) to the same."""
         prompt = self.empty_prompt.expand(noisy.shape[0], -1, -1)
         noisy = noisy.to(self.unet.device, self.unet.dtype)
+        options = {} if self.pooled_prompt is None else {"added_cond_kwargs": self._conditions(noisy)}
         with alone_in(self.unet):  # its hooks, if another thread is capturing, are not for this pass
-            return self.unet(noisy, timestep, encoder_hidden_states=prompt, return_dict=False)[0]
+            return self.unet(noisy, timestep, encoder_hidden_states=prompt, return_dict=False, **options)[0]
+
+    def _conditions(self, noisy: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What XL is told besides: the prompt as a whole, and an image of this size that is not cropped."""
+        assert self.pooled_prompt is not None
+        size = [side * self.latent_factor for side in noisy.shape[-2:]]
+        ids = torch.tensor([[*size, 0, 0, *size]], device=noisy.device, dtype=noisy.dtype)
+        batch = noisy.shape[0]
+        return {"text_embeds": self.pooled_prompt.expand(batch, -1), "time_ids": ids.expand(batch, -1)}
 
     def capture(
         self,

@@ -1,4 +1,4 @@
-"""A Stable Diffusion checkpoint's parts: what features are made with, and the text encoder only while it is needed."""
+"""A Stable Diffusion checkpoint's parts: what features are made with, and text encoders only while they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from nerve_kernels.segmentation.loading import (
 def load_stable_diffusion(
     source: str | os.PathLike[str], device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> dict[str, Any]:
-    """Load UNet, VAE, noise schedule and text encoder, of which the answer to the empty prompt is kept.
+    """Load UNet, VAE, noise schedule and text encoders, of which the answer to the empty prompt is kept.
+
+    Stable Diffusion XL has two text encoders: its UNet is told what both say, one beside the other, as they have it
+    before their last layer, and what the second makes of all of it.
 
     Args:
         source: A folder in the hub's Stable Diffusion format, or a model id of the hub.
@@ -38,7 +41,7 @@ def load_stable_diffusion(
     """
     require_extra("diffusers", "transformers")
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
         return load_part(load, source, argument="diffusion", subfolder=subfolder, **options)
@@ -53,11 +56,6 @@ def load_stable_diffusion(
     # Whatever sampler the checkpoint names, its noise schedule is all that is needed here,
     # and DDPMScheduler adds noise in the scale in which the UNet was trained.
     scheduler = part(DDPMScheduler.from_pretrained, "scheduler", config="scheduler_config.json")
-    text_encoder = part(
-        CLIPTextModel.from_pretrained, "text_encoder", config="config.json", weights="model.safetensors"
-    )
-    tokenizer = part(CLIPTokenizer.from_pretrained, "tokenizer", config="tokenizer_config.json")
-    check_vocabulary(tokenizer, text_encoder.config, argument="diffusion")
     alphas = scheduler.alphas_cumprod
     if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
         raise ModelLoadError(
@@ -66,14 +64,37 @@ def load_stable_diffusion(
         )
     freeze(unet, device, dtype)
     freeze(vae, device, vae_dtype)
-    freeze(text_encoder, device, dtype)
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-    tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
-    with torch.no_grad():
-        empty_prompt = text_encoder(tokens.input_ids.to(device))[0]
-    if not empty_prompt.isfinite().all():
-        raise ModelLoadError(
-            f"diffusion: the text encoder of {source} answers NaN or infinity to the empty prompt; its weights are "
-            "damaged, or overflow their dtype: try float32"
+
+    def answer(encoder_class: Any, number: str) -> Any:
+        """What a text encoder says to the empty prompt; it is let go again."""
+        encoder = part(
+            encoder_class.from_pretrained, f"text_encoder{number}", config="config.json", weights="model.safetensors"
         )
-    return {"unet": unet, "vae": vae, "scheduler": scheduler, "empty_prompt": empty_prompt}
+        tokenizer = part(CLIPTokenizer.from_pretrained, f"tokenizer{number}", config="tokenizer_config.json")
+        check_vocabulary(tokenizer, encoder.config, argument="diffusion")
+        freeze(encoder, device, dtype)
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            return encoder(tokens.input_ids.to(device), output_hidden_states=True)
+
+    pooled_prompt = None
+    if unet.config.addition_embed_type == "text_time":
+        first, second = answer(CLIPTextModel, ""), answer(CLIPTextModelWithProjection, "_2")
+        empty_prompt = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled_prompt = second.text_embeds
+    else:
+        empty_prompt = answer(CLIPTextModel, "").last_hidden_state
+    for said in (empty_prompt, pooled_prompt):
+        if said is not None and not said.isfinite().all():
+            raise ModelLoadError(
+                f"diffusion: the text encoder of {source} answers NaN or infinity to the empty prompt; its weights "
+                "are damaged, or overflow their dtype: try float32"
+            )
+    return {
+        "unet": unet,
+        "vae": vae,
+        "scheduler": scheduler,
+        "empty_prompt": empty_prompt,
+        "pooled_prompt": pooled_prompt,
+    }
