@@ -203,3 +203,19 @@ def make_stable_diffusion_xl(folder: Path) -> None:
         folder / "text_encoder_2"
     )
     tokenizer.save_pretrained(folder / "tokenizer_2")
+
+
+def make_siglip(folder: Path) -> None:
+    """Patch 8, made for 32 x 32 pixels, texts of 16 tokens."""
+    from transformers import SiglipConfig, SiglipModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(4)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    text = text_settings(tokenizer) | {"projection_size": 32}
+    vision = {key: text[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    vision |= {"image_size": 32, "patch_size": 8, "num_hidden_layers": 3}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)

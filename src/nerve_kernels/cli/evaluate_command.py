@@ -73,7 +73,7 @@ def run(
     diffusion: Annotated[
         str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
     ] = None,
-    clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; under torchrun each its own GPU.")] = None,
     dtype: Annotated[str | None, option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
     config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,

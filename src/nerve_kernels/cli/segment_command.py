@@ -97,7 +97,7 @@ def segment(
     diffusion: Annotated[
         str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
     ] = None,
-    clip: Annotated[str | None, option(panel=MODELS, help="CLIP: a folder or a hub id.")] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
     device: Annotated[
         str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.", values=("cpu", "cuda"))
     ] = None,

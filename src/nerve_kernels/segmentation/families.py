@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .checkpoints import hub
 from .loading import is_local
-from .presets import STABLE_DIFFUSION, VISION_TRANSFORMER
+from .presets import CLIP, SIGLIP, STABLE_DIFFUSION, VISION_TRANSFORMER
 
 
 def attention_family(source: str | os.PathLike[str]) -> str:
@@ -20,12 +20,23 @@ def attention_family(source: str | os.PathLike[str]) -> str:
     """
     if _find(source, "model_index.json") is not None:
         return STABLE_DIFFUSION
+    return STABLE_DIFFUSION if _model_type(source) is None else VISION_TRANSFORMER
+
+
+def text_image_family(source: str | os.PathLike[str]) -> str:
+    """Where the class is that loads a checkpoint for its patches and words; what is not SigLIP is taken for CLIP."""
+    return SIGLIP if _model_type(source) == "siglip" else CLIP
+
+
+def _model_type(source: str | os.PathLike[str]) -> str | None:
+    """What a checkpoint's own config calls it, or None where it has none."""
     file = _find(source, "config.json")
     try:
         settings = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return STABLE_DIFFUSION
-    return VISION_TRANSFORMER if isinstance(settings, dict) and "model_type" in settings else STABLE_DIFFUSION
+        return None
+    found = settings.get("model_type") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _find(source: str | os.PathLike[str], name: str) -> Path | None:

@@ -15,14 +15,14 @@ from nerve_kernels.affinity import Affinity
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, differing_field
-from .families import attention_family
+from .families import attention_family, text_image_family
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
 from .loading import check_folder
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
-from .presets import CLIP, DEFAULT_PRESET, find_preset
+from .presets import DEFAULT_PRESET, find_preset
 from .result import Segmentation
 from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity
 from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
@@ -72,7 +72,7 @@ class NervePipeline:
         Args:
             diffusion: folder or hub id of what attention comes from: a Stable Diffusion 1.x, 2.x or XL checkpoint,
                 or a vision transformer (DINOv2, DINOv3, ViT, DeiT).
-            clip: folder or hub id of a CLIP checkpoint.
+            clip: folder or hub id of a CLIP checkpoint, or of SigLIP's or SigLIP 2's at a fixed resolution.
             device: None: a GPU if there is one, else the CPU.
             dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
             config: None: the defaults.
@@ -85,7 +85,8 @@ class NervePipeline:
             ModelLoadError: a checkpoint is incomplete, unknown, or out of reach.
             ValueError: a device or dtype that cannot be used.
         """
-        return cls(**_load((attention_family(diffusion), CLIP), (diffusion, clip), device, dtype), config=config)
+        families = attention_family(diffusion), text_image_family(clip)
+        return cls(**_load(families, (diffusion, clip), device, dtype), config=config)
 
     @classmethod
     def from_preset(
@@ -104,7 +105,7 @@ class NervePipeline:
             name: ``"embedded"``, ``"sd15-clip-b16"``, ``"sd15-clip-l14"``, ``"sdxl-clip-l14"`` or
                 ``"dinov2-clip-b16"``.
             diffusion: in place of the preset's checkpoint, another, as in :meth:`from_pretrained`.
-            clip: in place of the preset's, one of the same family.
+            clip: likewise.
             device: as in :meth:`from_pretrained`.
             dtype: as in :meth:`from_pretrained`.
             config: in place of the preset's settings.
@@ -117,7 +118,7 @@ class NervePipeline:
         """
         preset = find_preset(name)
         family = preset.attention_family if diffusion is None else attention_family(diffusion)
-        families = family, preset.text_image_family
+        families = family, preset.text_image_family if clip is None else text_image_family(clip)
         sources = diffusion or preset.diffusion, clip or preset.clip
         return cls(**_load(families, sources, device, dtype), config=config or preset.config)
 

@@ -17,6 +17,7 @@ from .loading import ModelLoadError
 STABLE_DIFFUSION = "nerve_kernels.segmentation.attention.diffusion:DiffusionFeatures"
 VISION_TRANSFORMER = "nerve_kernels.segmentation.attention.vision_transformer:VisionTransformerFeatures"
 CLIP = "nerve_kernels.segmentation.text_image.clip:DenseClip"
+SIGLIP = "nerve_kernels.segmentation.text_image.siglip:DenseSiglip"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
 
 

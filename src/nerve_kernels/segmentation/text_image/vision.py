@@ -45,10 +45,10 @@ def dense_embeddings(
         residual     y ← x + y
         feed_forward y ← y + MLP(LayerNorm(y))
 
-    then post-LayerNorm, projection, unit length.
+    then post-LayerNorm, projection (for SigLIP its pooling head, as if its probe saw the patch alone), unit length.
 
     Args:
-        model: ``transformers.CLIPModel``.
+        model: ``transformers.CLIPModel`` or ``SiglipModel``.
         pixels: (B, 3, height, width), normalised; sides multiples of the patch, any size:
             position embeddings are interpolated.
         features: ``"value"``, ``"key_key"``, ``"query_query"`` or ``"query_key"``.
@@ -76,9 +76,21 @@ def dense_embeddings(
         mixed = tokens + mixed
     if feed_forward:
         mixed = mixed + block.mlp(block.layer_norm2(mixed))
-    patches = model.vision_model.post_layernorm(mixed[:, 1:])  # without the class token
-    embeddings = functional.normalize(model.visual_projection(patches).float(), dim=-1)
+    tower: Any = model.vision_model
+    if hasattr(tower, "head"):
+        projected = _through_head(tower.head, tower.post_layernorm(mixed))
+    else:
+        projected = model.visual_projection(tower.post_layernorm(mixed[:, 1:]))  # without the class token
+    embeddings = functional.normalize(projected.float(), dim=-1)
     return embeddings.unflatten(1, (height // patch, width // patch))
+
+
+def _through_head(head: Any, patches: torch.Tensor) -> torch.Tensor:
+    """SigLIP's pooling head on each patch: what attention gathers from a single token is its value."""
+    attention, width = head.attention, patches.shape[-1]
+    value = functional.linear(patches, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
+    pooled = attention.out_proj(value)
+    return pooled + head.mlp(head.layernorm(pooled))
 
 
 def _tokens_before(model: CLIPModel, block: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:

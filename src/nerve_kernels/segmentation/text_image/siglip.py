@@ -1,0 +1,88 @@
+"""SigLIP and SigLIP 2, densely: CLIP's readings, through a head that pools by attention."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+
+from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
+from nerve_kernels.segmentation.extras import require_extra
+from nerve_kernels.segmentation.loading import (
+    ModelLoadError,
+    check_vocabulary,
+    choose_device,
+    choose_dtype,
+    freeze,
+    load_part,
+)
+
+from .clip import DenseClip
+from .source import TextImageSource
+
+PROMPTS_AT_ONCE = 128
+
+
+class DenseSiglip(DenseClip):
+    """A SigLIP checkpoint that embeds patches and names in one space.
+
+    A patch's embedding is what the pooling head would make of an image of which its probe saw that patch alone. The
+    model was trained to answer yes or no for each label by itself; here labels compete, as everywhere in this package:
+    seeds are a softmax over labels of its scaled similarities, and its bias, the same for all of them, falls out.
+
+    Args:
+        model: ``transformers.SiglipModel``, which SigLIP 2 at fixed resolutions is too.
+        tokenizer: its tokenizer.
+        mean, std: per channel, for pixels in [0, 1].
+
+    Source:
+        SigLIP, arXiv 2303.15343; SigLIP 2, arXiv 2502.14786; the dense readings as for CLIP.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> DenseSiglip:
+        """Load a checkpoint; as :meth:`DenseClip.from_pretrained`."""
+        require_extra("transformers")
+        from transformers import AutoConfig, AutoTokenizer, SiglipModel
+
+        device = choose_device(device)
+        settings = load_part(AutoConfig.from_pretrained, source, argument="clip", config="config.json")
+        if settings.model_type != "siglip":
+            raise ModelLoadError(f"clip: {refusal('config.json', 'model_type siglip', settings.model_type)}")
+        model = load_part(
+            SiglipModel.from_pretrained, source, argument="clip", config="config.json", weights="model.safetensors"
+        )
+        tokenizer = load_part(AutoTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json")
+        check_vocabulary(tokenizer, model.config.text_config, argument="clip")
+        if tokenizer.pad_token_id is None:
+            raise ModelLoadError("clip: tokenizer_config.json: expected a pad_token: the text tower reads full lengths")
+        mean, std = pixel_statistics(source, argument="clip")
+        freeze(model, device, choose_dtype(dtype, device))
+        loaded = cls(model=model, tokenizer=tokenizer, mean=mean, std=std)
+        if not 0 < loaded.logit_scale < math.inf:
+            raise ModelLoadError(f"clip: the logit_scale of {source} gives {loaded.logit_scale}; expected a number > 0")
+        return loaded
+
+    def _embed_prompts(self, prompts: list[str]) -> torch.Tensor:
+        """Every token looks at every other, padding included, as in training: nothing of one prompt serves another."""
+        longest = int(self.model.config.text_config.max_position_embeddings)
+        rows: Any = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        ).input_ids
+        tower: Any = self.model.text_model
+        parts = [tower(input_ids=some.to(self.device)).pooler_output.float() for some in rows.split(PROMPTS_AT_ONCE)]
+        return functional.normalize(torch.cat(parts), dim=-1)
+
+
+if TYPE_CHECKING:
+    _: type[TextImageSource] = DenseSiglip
