@@ -14,6 +14,7 @@ import transformers
 from tests.ops.problems import relative_error
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import nerve_kernels as nk
 from nerve_kernels import reference
@@ -388,7 +389,7 @@ def test_misuse_is_refused_in_a_sentence():
         with pytest.raises((ValueError, TypeError), match=message), nk.capture(model, **arguments):
             model(X)
     with (
-        pytest.raises(RuntimeError, match="model: expected at least one pass within the block, got none"),
+        pytest.raises(RuntimeError, match="model: expected a pass within the block, got none"),
         nk.capture(model),
     ):
         pass
@@ -401,13 +402,37 @@ def test_misuse_is_refused_in_a_sentence():
         nk.CapturedAttention().affinity()
 
 
-@torch.no_grad()
-def test_inference_mode_gradients_and_compilation_go_through():
+def test_modes_transforms_and_compilation_go_through():
     model = Model(Attention())
+    expected = heads_of(X)
+    x = X.clone().requires_grad_()
+    both = torch.stack([X, 2 * X])
+    runs: dict[str, Callable[[], Any]] = {
+        "a graph": lambda: model(x),
+        "checkpoint": lambda: checkpoint(model, x, use_reentrant=False),
+        "grad": lambda: torch.func.grad(lambda y: model(y).sum())(X),
+        "vmap": lambda: torch.vmap(model)(both),
+    }
+    for name, run in runs.items():
+        with nk.capture(model, grid=GRID) as attention:
+            run()
+        q = attention.layers[0].q
+        assert torch.equal(q, torch.cat([expected, 2 * expected]) if name == "vmap" else expected), name
+        assert q.requires_grad == (name in ("a graph", "checkpoint")), name
     with torch.inference_mode(), nk.capture(model, grid=GRID) as attention:
         model(X)
-    assert relative_error(attention.layers[0].q, heads_of(X)) == 0
-    x = X.clone().requires_grad_()
-    with torch.enable_grad(), nk.capture(model, grid=GRID) as attention:
-        model(x)
-    assert attention.layers[0].q.requires_grad
+    assert torch.equal(attention.layers[0].q, expected)
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(model, backend="eager")
+    for _ in range(2):
+        with nk.capture(compiled, "layers.0", grid=GRID) as attention:
+            compiled(X)
+        assert [layer.name for layer in attention.layers] == ["layers.0"]
+        assert torch.equal(attention.layers[0].q, expected)
+
+
+def test_tokens_before_the_batch_are_no_windows():
+    encoder = nn.TransformerEncoderLayer(16, 2).eval()
+    with torch.no_grad(), nk.capture(encoder, grid=GRID) as attention:
+        encoder(noise(24, 3, 16))
+    assert attention.layers[0].q.shape == (3, 2, 24, 8)

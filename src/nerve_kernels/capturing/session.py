@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,7 +104,9 @@ class _Session:
         self.grid = None if grid is None else check_grid("grid", grid)
         self.span = None if tokens is None else check_pair("tokens", tokens, "(first, end) of the picture's tokens")
         self.stop_early = check_flag("stop_early", stop_early)
-        self.names = {module: name for name, module in self.model.named_modules()}
+        # a compiled model holds the one that it was made of
+        self.names = {module: name.replace("_orig_mod.", "") for name, module in self.model.named_modules()}
+        self.kinds = {name: type(module).__name__ for module, name in self.names.items()}
         self.attentions = {
             name: module for module, name in self.names.items() if ATTENTION_CLASS.search(type(module).__name__)
         }
@@ -123,17 +126,18 @@ class _Session:
     def hooks(self) -> Iterator[None]:
         """Every module says when it begins and ends, in the thread that runs it; gone afterwards whatever happens."""
         with ExitStack() as removal:
-            for module in self.names:
+            for module, name in self.names.items():
+                # never traced: a compiled model calls them as they are
+                begin, end, stop = map(torch.compiler.disable, (self._begin, self._end, self._stop))
                 for handle in (
-                    module.register_forward_pre_hook(self._begin, with_kwargs=True),
-                    module.register_forward_hook(self._end, always_call=True),
-                    module.register_forward_hook(self._stop),
+                    module.register_forward_pre_hook(partial(begin, name), with_kwargs=True),
+                    module.register_forward_hook(partial(end, name), always_call=True),
+                    module.register_forward_hook(stop),
                 ):
                     removal.callback(handle.remove)
             yield
 
-    def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = self.names[module]
+    def _begin(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self.running.setdefault(threading.get_ident(), [])
         stack.append(name)
         if name == "":
@@ -142,8 +146,7 @@ class _Session:
         if name in self.attentions:
             self.ran.setdefault(name, False)
 
-    def _end(self, module: torch.nn.Module, *others: Any) -> None:
-        name = self.names[module]
+    def _end(self, name: str, *others: Any) -> None:
         stack = self.running.get(threading.get_ident(), [])
         if stack and stack[-1] == name:
             stack.pop()
@@ -166,8 +169,8 @@ class _Session:
             return
         if q.shape[-2] != k.shape[-2] or getattr(self.attentions.get(name), "is_cross_attention", False):
             return  # cross-attention
-        kinds = [type(self.model.get_submodule(running)).__name__ for running in stack]
-        if any(WINDOWED.search(kind) for kind in kinds) or q.shape[0] != (self.picture.batch or q.shape[0]):
+        kinds = [self.kinds[running] for running in stack]
+        if any(WINDOWED.search(kind) for kind in kinds) or q.shape[0] not in (self.picture.batch or (q.shape[0],)):
             do = "choose layers that attend over the whole picture with layers=…"
             raise ValueError(refusal(name, "attention over the whole picture", f"windows of it ({kinds[-1]})", do))
         if biased:
@@ -177,6 +180,7 @@ class _Session:
             raise ValueError(refusal(name, "q of shape (B, heads, N, d)", tuple(q.shape)))
         if k.shape[1] != q.shape[1]:
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        q, k = _out_of_transforms(q), _out_of_transforms(k)
         first, own_grid = self._span_of(name, q.shape[2])
         end = first + own_grid[0] * own_grid[1]
         layer = CapturedLayer(name, q[:, :, first:end], k[:, :, first:end], own_grid, scale)
@@ -201,7 +205,7 @@ class _Session:
     def refuse_what_was_missed(self) -> None:
         """Raise where nothing ran, where attention ran unseen, or where nothing was self-attention over a picture."""
         if not self.passes:
-            raise RuntimeError(refusal("model", "at least one pass within the block", "none", "call it there"))
+            raise RuntimeError(refusal("model", "a pass within the block", "none", "call it there"))
         unseen = [name for name, seen in self.ran.items() if not seen and self._is_missed(name)]
         if unseen:
             some = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
@@ -280,6 +284,17 @@ class _ProductMode(TorchFunctionMode):
         )
         masked = kwargs.get("attn_mask") is not None or kwargs.get("key_padding_mask") is not None
         self.session.product(q, k, None, masked and not kwargs.get("is_causal"), bool(kwargs.get("is_causal")))
+
+
+def _out_of_transforms(tensor: Tensor) -> Tensor:
+    """A tensor that outlives the transforms of ``torch.func`` around it; what ``vmap`` maps goes into the batch."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        mapped = functorch.maybe_get_bdim(tensor) if functorch.is_batchedtensor(tensor) else None
+        tensor = functorch.get_unwrapped(tensor)
+        if mapped is not None:
+            tensor = tensor.movedim(mapped, 0).flatten(0, 1)
+    return tensor
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -47,19 +47,21 @@ class Picture:
 
     size: Grid | None = None  # rows and columns of what it is cut into tokens of: pixels, a latent, or tokens
     tokens: int | None = None  # where that is known
-    batch: int | None = None
+    batch: tuple[int, ...] = ()  # what it may be: models take (B, N, d) or (N, B, d)
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Grid | None) -> Picture:
         """From the arguments of a model's call: the first (B, channels, H, W), or positions of packed tokens."""
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-        batch = tensors[0].shape[0] if tensors and tensors[0].dim() > 1 else None
+        image = next((value for value in tensors if value.dim() == 4), None)
+        batch = tuple(tensors[0].shape[:2]) if tensors and tensors[0].dim() > 2 else ()
+        if image is not None:
+            batch = (image.shape[0],)
         if grid is not None:
             return cls(grid, None, batch)
-        for value in tensors:
-            if value.dim() == 4:
-                return cls((value.shape[2], value.shape[3]), None, value.shape[0])
+        if image is not None:
+            return cls((image.shape[2], image.shape[3]), None, batch)
         positions = kwargs.get("img_ids")
         if isinstance(positions, Tensor) and positions.dim() >= 2:
             last = positions.reshape(-1, positions.shape[-1])
