@@ -5,15 +5,13 @@ from __future__ import annotations
 import fnmatch
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from nerve_kernels._operators.checks import (
     check_flag,
@@ -27,6 +25,7 @@ from nerve_kernels._operators.checks import (
 from nerve_kernels.grids import Grid
 
 from .attention import CapturedAttention, CapturedLayer
+from .products import ProductMode, out_of_transforms
 from .tokens import NO_PICTURE, WINDOWED, Picture, picture_span
 
 ATTENTION_CLASS = re.compile(r"Attention|Attn")
@@ -111,7 +110,7 @@ class _Session:
             name: module for module, name in self.names.items() if ATTENTION_CLASS.search(type(module).__name__)
         }
         self.captured = CapturedAttention()
-        self.mode = _ProductMode(self)
+        self.mode = ProductMode(self.product)
         self.picture = Picture()
         self.ran: dict[str, bool] = {}  # attention modules that ran, and whether a product was seen in each
         self.passes = 0
@@ -180,7 +179,7 @@ class _Session:
             raise ValueError(refusal(name, "q of shape (B, heads, N, d)", tuple(q.shape)))
         if k.shape[1] != q.shape[1]:
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        q, k = _out_of_transforms(q), _out_of_transforms(k)
+        q, k = out_of_transforms(q), out_of_transforms(k)
         first, own_grid = self._span_of(name, q.shape[2])
         end = first + own_grid[0] * own_grid[1]
         layer = CapturedLayer(name, q[:, :, first:end], k[:, :, first:end], own_grid, scale)
@@ -231,70 +230,6 @@ class _Session:
         names = [name or "(the model itself)" for name in self.attentions]
         listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
         return f"there is: {listed}" if names else "there is no attention"
-
-
-class _ProductMode(TorchFunctionMode):
-    """Sees the calls of one thread as they are written, before autograd, vmap or the choice of a kernel."""
-
-    def __init__(self, session: _Session) -> None:
-        super().__init__()
-        self.session = session
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Note a product, then do what was asked for."""
-        kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
-            self._note_product(*args, **kwargs)
-        elif func is functional.multi_head_attention_forward:
-            self._note_projections(args, kwargs)
-        return func(*args, **kwargs)
-
-    def _note_product(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **others: Any,
-    ) -> None:
-        own = query.shape[-1] ** -0.5
-        factor = None if scale is None or abs(scale - own) <= 1e-6 * own else float(scale)
-        self.session.product(query, key, factor, attn_mask is not None, is_causal)
-
-    def _note_projections(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """q and k of ``nn.MultiheadAttention``, (tokens, B, channels) projected by its weights."""
-        names = ("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        query, key, heads = given["query"], given["key"], int(given["num_heads"])
-        width = query.shape[-1]
-        if kwargs.get("use_separate_proj_weight"):
-            weights = [kwargs["q_proj_weight"], kwargs["k_proj_weight"]]
-        else:
-            weights = list(given["in_proj_weight"].split(width)[:2])
-        bias = given.get("in_proj_bias")
-        biases = [None, None] if bias is None else list(bias.split(width)[:2])
-        q, k = (
-            functional.linear(tokens, weight, own).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
-            for tokens, weight, own in zip((query, key), weights, biases, strict=True)
-        )
-        masked = kwargs.get("attn_mask") is not None or kwargs.get("key_padding_mask") is not None
-        self.session.product(q, k, None, masked and not kwargs.get("is_causal"), bool(kwargs.get("is_causal")))
-
-
-def _out_of_transforms(tensor: Tensor) -> Tensor:
-    """A tensor that outlives the transforms of ``torch.func`` around it; what ``vmap`` maps goes into the batch."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        mapped = functorch.maybe_get_bdim(tensor) if functorch.is_batchedtensor(tensor) else None
-        tensor = functorch.get_unwrapped(tensor)
-        if mapped is not None:
-            tensor = tensor.movedim(mapped, 0).flatten(0, 1)
-    return tensor
 
 
 def _fits(name: str, pattern: str) -> bool:
