@@ -26,12 +26,18 @@
 //   nerve_kernels::_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor
 //   nerve_kernels::_stencil_walk_cpp(Tensor seeds, Tensor? start, Tensor values, SymInt[] grid, SymInt[] offsets,
 //                                    bool clamp, float alpha, SymInt steps, bool normalize) -> Tensor
+//   nerve_kernels::_stencil_solve_cpp(Tensor right, Tensor values, SymInt[] grid, SymInt[] offsets, bool clamp,
+//                                     float alpha, SymInt iterations, float tolerance) -> Tensor
+//   nerve_kernels::_pixel_affinity_cpp(Tensor pixels, SymInt[] grid, SymInt[] offsets, bool clamp, int kind, int centres,
+//                                      float scale, float decay, int normalize, bool bfloat16) -> Tensor
 //   nerve_kernels::_best_labels_cpp(Tensor tokens, SymInt height, SymInt width, float threshold, int fallback) -> Tensor
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention/attention.h"
 #include "cpu/pixels/best_labels.h"
+#include "cpu/pixels/pixel_affinity.h"
+#include "cpu/pixels/stencil_solve.h"
 #include "cpu/pixels/stencil_walk.h"
 #include "cpu/walk/nearest_neighbours.h"
 #include "cpu/walk/random_walk.h"
@@ -55,5 +61,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_add_transpose_cpp", TORCH_BOX(&nerve_kernels::cpu::add_transpose));
   m.impl("_sampled_product_cpp", TORCH_BOX(&nerve_kernels::cpu::sampled_product));
   m.impl("_stencil_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::stencil_walk));
+  m.impl("_stencil_solve_cpp", TORCH_BOX(&nerve_kernels::cpu::stencil_solve));
+  m.impl("_pixel_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::pixel_affinity));
   m.impl("_best_labels_cpp", TORCH_BOX(&nerve_kernels::cpu::best_labels));
 }

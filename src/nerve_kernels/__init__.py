@@ -16,6 +16,7 @@ from .affinity import (
     knn_affinity,
     local_affinity,
     mix,
+    pixel_affinity,
 )
 from .attention import (
     attention_entropy,
@@ -56,6 +57,7 @@ __all__ = [
     "knn_affinity",
     "local_affinity",
     "mix",
+    "pixel_affinity",
     "random_walk",
     "random_walk_limit",
     "reference",

@@ -19,6 +19,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "attention_window.h"
 #include "best_labels.h"
 #include "block_product.h"
+#include "pixel_affinity.h"
 #include "sharpened_attention.h"
 #include "stencil_product.h"
 #include "window_gradient.h"
@@ -51,6 +52,7 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .sampled_product = sampled_product<Number>,
     .stencil_labels = kStencilLabels,
     .stencil_product = stencil_product<Number>,
+    .pixel_affinity = pixel_affinity<Number>,
     .bilinear_side = bilinear_side<Number>,
     .best_labels = best_labels<Number>,
 };

@@ -237,6 +237,7 @@ struct KernelsOf {
   void (*sampled_product)(const SampledRows<Number>&);
   int64_t stencil_labels;  // as many as stencil_product is best given at a time, or a multiple
   void (*stencil_product)(const StencilRows<Number>&);
+  void (*pixel_affinity)(const PixelRow<Number>&);
   void (*bilinear_side)(const BilinearSide<Number>&);  // fills in all but the two counts
   void (*best_labels)(const BestLabelRows<Number>&);
 };

@@ -29,6 +29,29 @@ struct StencilRows {
   int64_t out_stride, out_row_stride;
 };
 
+// What the weight of a neighbour is: PAMR's contrast, or a power of e of the distance of colours, or of its square.
+enum class PixelKind : int64_t { kContrast = 0, kDistance = 1, kSquare = 2 };
+
+constexpr int64_t kPixelsAtOnce = 64;
+
+// The weights of some pixels' neighbours, at most kPixelsAtOnce side by side.
+template <typename Number>
+struct PixelRow {
+  PixelKind kind;
+  const Number* image;  // the first pixel in the first channel's plane; read by whole vectors
+  int64_t channels, plane_stride;
+  const int64_t* places;         // (offsets): how far a neighbour lies from its pixel in a plane
+  const int64_t *begin, *end;    // (offsets): the pixels whose neighbour is on the grid; the others' weight is 0
+  const Number* decay;           // (offsets): what an offset adds to the exponent of distances
+  int64_t offsets, pixels;
+  int64_t centres;      // how often the pixel is among the samples of the deviation
+  Number scale;         // of distances
+  bool divide;          // weights by their sum
+  const Number* roots;  // where not null: what a weight is multiplied with, its pixel's and its neighbour's
+  Number* values;       // (offsets, kPixelsAtOnce): the result
+  Number* sums;         // (kPixelsAtOnce): of the weights, as they are before they are divided or multiplied
+};
+
 // One side of an image: pixel i lies between the tokens first[i] and second[i]. Weights are followed by room for
 // kWeightPadding more, so that whole vectors may be read at any pixel.
 template <typename Number>

@@ -42,6 +42,22 @@ void Planes<Number>::load(const MatrixBatch& from, int64_t image, int64_t first_
 }
 
 template <typename Number>
+void Planes<Number>::store(int64_t labels, Number* tokens, int64_t stride) const {
+  constexpr int64_t kTokens = 16;  // a line of each plane at a time
+  torch::stable::parallel_for(0, stencil_->height, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < end; ++y) {
+      for (int64_t first = 0; first < stencil_->width; first += kTokens) {
+        const int64_t count = std::min(kTokens, stencil_->width - first);
+        const Number* from = data_ + layout_->at(y, first);
+        Number* to = tokens + (y * stencil_->width + first) * stride;
+        for (int64_t label = 0; label < labels; ++label)
+          for (int64_t x = 0; x < count; ++x) to[x * stride + label] = from[label * layout_->plane + x];
+      }
+    }
+  });
+}
+
+template <typename Number>
 template <typename Fill>
 void Planes<Number>::for_rows(int64_t y, int64_t rows, int64_t labels, const Fill& fill) {
   for (int64_t label = 0; label < labels; ++label)

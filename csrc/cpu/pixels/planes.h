@@ -20,6 +20,8 @@ class Planes {
   Number* data() const { return data_; }
   // The tokens of some labels of one image, times `factor`, with what lies outside the grid.
   void load(const MatrixBatch& from, int64_t image, int64_t first_label, int64_t labels, Number factor);
+  // The tokens of one image with their labels side by side, `stride` apart.
+  void store(int64_t labels, Number* tokens, int64_t stride) const;
   // What lies outside the grid beside some rows of tokens: zeros, or the row's first or last token again.
   void fill_left(int64_t y, int64_t rows, int64_t labels);
   void fill_right(int64_t y, int64_t rows, int64_t labels);

@@ -24,19 +24,12 @@ bool shares_neighbours(const Stencil& stencil) {
   return 2 * shared >= static_cast<int64_t>(stencil.offsets.size());
 }
 
-// The row that a neighbour lies in, or -1.
-int64_t neighbour_row(const Stencil& stencil, int64_t y, const StencilOffset& offset) {
-  const int64_t row = y + offset.dy;
-  if (stencil.clamp) return std::clamp<int64_t>(row, 0, stencil.height - 1);
-  return row >= 0 && row < stencil.height ? row : -1;
-}
-
 StencilPlan make_plan(const Stencil& stencil, const PlaneLayout& layout, int64_t first, int64_t rows) {
   StencilPlan plan;
   std::vector<int64_t> places[2];
   for (int64_t r = 0; r < rows; ++r) {
     for (const auto& offset : stencil.offsets) {
-      const int64_t row = neighbour_row(stencil, first + r, offset);
+      const int64_t row = stencil.neighbour_row(first + r, offset);
       if (row < 0) continue;
       plan.offsets[r].push_back(offset);
       places[r].push_back((row - first) * layout.pitch + offset.dx);
@@ -74,6 +67,12 @@ Stencil::Stencil(const std::vector<int64_t>& grid, const std::vector<int64_t>& p
   }
 }
 
+int64_t Stencil::neighbour_row(int64_t y, const StencilOffset& offset) const {
+  const int64_t row = y + offset.dy;
+  if (clamp) return std::clamp<int64_t>(row, 0, height - 1);
+  return row >= 0 && row < height ? row : -1;
+}
+
 PlaneLayout::PlaneLayout(const Stencil& stencil, int64_t number_bytes, int64_t tokens_at_once) {
   const int64_t line = kLineBytes / number_bytes;
   left = round_up(stencil.reach, line);
@@ -83,15 +82,14 @@ PlaneLayout::PlaneLayout(const Stencil& stencil, int64_t number_bytes, int64_t t
 
 StencilPlans::StencilPlans(const Stencil& stencil, const PlaneLayout& layout)
     : rows_at_once_(stencil.height > 1 && shares_neighbours(stencil) ? 2 : 1) {
-  int64_t above = 0, below = 0;
   for (const auto& offset : stencil.offsets) {
-    above = std::max(above, -offset.dy);
-    below = std::max(below, offset.dy);
+    above_ = std::max(above_, -offset.dy);
+    below_ = std::max(below_, offset.dy);
   }
   int64_t inner = -1;  // the plan of rows that lie away from both borders
   for (int64_t y = 0; y < stencil.height; y += rows_at_once_) {
     const int64_t rows = std::min(rows_at_once_, stencil.height - y);
-    const bool is_inner = y >= above && y + rows + below <= stencil.height && rows == rows_at_once_;
+    const bool is_inner = y >= above_ && y + rows + below_ <= stencil.height && rows == rows_at_once_;
     if (!is_inner || inner < 0) {
       plans_.push_back(make_plan(stencil, layout, y, rows));
       if (is_inner) inner = static_cast<int64_t>(plans_.size()) - 1;

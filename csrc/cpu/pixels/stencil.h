@@ -21,6 +21,8 @@ struct Stencil {
   int64_t reach;                       // the largest |dx|
 
   Stencil(const std::vector<int64_t>& grid, const std::vector<int64_t>& pairs, bool clamp);
+  // The grid row that a neighbour of row y lies in, or -1.
+  int64_t neighbour_row(int64_t y, const StencilOffset& offset) const;
 };
 
 // A plane: grid rows with room at both ends for the neighbours that the first and the last token reach, so that a
@@ -45,10 +47,13 @@ class StencilPlans {
   StencilPlans(const Stencil& stencil, const PlaneLayout& layout);
 
   int64_t rows_at_once() const { return rows_at_once_; }
+  // How many rows up and down neighbours are.
+  int64_t above() const { return above_; }
+  int64_t below() const { return below_; }
   const StencilPlan& at(int64_t y) const { return plans_[plan_of_[y / rows_at_once_]]; }
 
  private:
-  int64_t rows_at_once_;
+  int64_t rows_at_once_, above_ = 0, below_ = 0;
   std::vector<StencilPlan> plans_;
   std::vector<int64_t> plan_of_;
 };

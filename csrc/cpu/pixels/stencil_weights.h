@@ -34,6 +34,8 @@ class StencilWeights {
 
   // `factor` times the values of one image's tile; zeros where a neighbour is outside the grid.
   void gather(int64_t image, const Tile& tile);
+  // One of so many parts of what gather will read, ahead of time.
+  void prefetch(int64_t image, const Tile& tile, int64_t part, int64_t parts) const;
   // Of row `row` of the tile.
   const Number* row(int64_t row) const { return buffer_.data() + row * row_stride_; }
 

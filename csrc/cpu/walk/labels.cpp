@@ -75,6 +75,26 @@ void store_labels(Number* from, int64_t stride, int64_t image, int64_t first, in
   });
 }
 
+template <typename Number>
+Tensor finish_labels(Tensor wide, ScalarType dtype, bool normalize) {
+  constexpr int64_t kTokensPerTask = 256;
+  const bool same = wide.scalar_type() == dtype;
+  if (same && !normalize) return wide;
+  const int64_t tokens = wide.size(1), labels = wide.size(2), tasks = (tokens + kTokensPerTask - 1) / kTokensPerTask;
+  Tensor out = same ? wide : torch::stable::new_empty(wide, {wide.size(0), tokens, labels}, dtype);
+  auto* data = static_cast<Number*>(wide.mutable_data_ptr());
+  torch::stable::parallel_for(0, wide.size(0) * tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / tasks, first = task % tasks * kTokensPerTask;
+      const int64_t count = std::min(kTokensPerTask, tokens - first);
+      store_labels(data + (image * tokens + first) * labels, labels, image, first, count, normalize, out);
+    }
+  });
+  return out;
+}
+
+template Tensor finish_labels<float>(Tensor, ScalarType, bool);
+template Tensor finish_labels<double>(Tensor, ScalarType, bool);
 template void load_labels(const MatrixBatch&, int64_t, int64_t, int64_t, float, int64_t, float*);
 template void load_labels(const MatrixBatch&, int64_t, int64_t, int64_t, double, int64_t, double*);
 template Tensor pack_labels<float>(const Tensor&, int64_t);

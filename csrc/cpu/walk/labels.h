@@ -25,4 +25,9 @@ template <typename Number>
 void store_labels(Number* from, int64_t stride, int64_t image, int64_t first, int64_t count, bool normalize,
                   torch::stable::Tensor& out);
 
+// (B, N, C), contiguous, in another dtype; where `normalize` says so, each token's divided by their sum first. Where the
+// dtype is the same, in place.
+template <typename Number>
+torch::stable::Tensor finish_labels(torch::stable::Tensor wide, ScalarType dtype, bool normalize);
+
 }  // namespace nerve_kernels::cpu

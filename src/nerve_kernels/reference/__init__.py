@@ -20,7 +20,7 @@ from .attention import (
 )
 from .from_attention import WINDOW_MASS_FLOOR, global_affinity, local_affinity
 from .grids import cell_average, query_resampling
-from .pixels import best_labels
+from .pixels import best_labels, pixel_affinity, rgb_to_lab
 from .refiners import cliper, similarity
 from .walk import random_walk, random_walk_limit
 
@@ -43,9 +43,11 @@ __all__ = [
     "local_affinity",
     "low_rank_to_dense",
     "mix",
+    "pixel_affinity",
     "query_resampling",
     "random_walk",
     "random_walk_limit",
+    "rgb_to_lab",
     "similarity",
     "stencil_to_dense",
     "window_to_dense",

@@ -36,6 +36,12 @@ stencil_walk_cpp = define_native(
     " float alpha, SymInt steps, bool normalize) -> Tensor",
     fake_walk,
 )
+# csrc/cpu/pixels/stencil_solve.h: (I − αS) X = right for a symmetric S that is a lone stencil, by conjugate gradients
+stencil_solve_cpp = define_native(
+    "_stencil_solve_cpp(Tensor right, Tensor values, SymInt[] grid, SymInt[] offsets, bool clamp, float alpha,"
+    " SymInt iterations, float tolerance) -> Tensor",
+    fake_walk,
+)
 # csrc/cpu/walk/sampled_product.h
 sampled_product_cpp = define_native(
     "_sampled_product_cpp(Tensor left, Tensor p, Tensor row_pointers, Tensor columns) -> Tensor",
