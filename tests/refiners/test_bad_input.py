@@ -19,6 +19,8 @@ Q = torch.zeros(1, 2, 48, 8)
 FEATURES = torch.ones(1, 5, *GRID)
 IMAGE = torch.zeros(1, 3, 30, 41)
 SCORES = torch.zeros(1, 4, *GRID)
+NAN_IMAGE = IMAGE.clone()
+NAN_IMAGE[0, :, 3, 4] = math.nan
 
 
 def refine(**changes: Any) -> Tensor:

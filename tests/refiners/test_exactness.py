@@ -8,7 +8,7 @@ from tests.refiners import originals
 from torch import Tensor
 
 from nerve_kernels import reference, refiners
-from nerve_kernels.refiners import label_propagation
+from nerve_kernels.refiners import label_propagation, pamr
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -21,6 +21,13 @@ def smooth(seed: int, channels: int, grid: tuple[int, int], dtype: torch.dtype =
     fine = torch.nn.functional.interpolate(coarse, size=grid, mode="bilinear", align_corners=True)
     noisy = fine.flatten(2)[0].T + 0.3 * draw(seed + 1, grid[0] * grid[1], channels, dtype=torch.float64)
     return noisy.to(dtype)
+
+
+def picture(seed: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Two pictures of smooth colours with a little noise, sRGB in [0, 1]."""
+    coarse = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fine = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
+    return (fine + 0.02 * draw(seed + 1, 2, 3, *size, dtype=torch.float64)).clamp(0, 1).to(dtype)
 
 
 def test_cliper_is_the_published_product_of_heads_in_float32():
@@ -116,6 +123,46 @@ def test_blocks_of_labels_do_not_show(monkeypatch):
     whole = refiners.lposs(features, scores, grid=(6, 7), k=9)
     monkeypatch.setattr(label_propagation, "SOLUTION_BYTES", 8 * 42 * 2)  # two labels at a time
     torch.testing.assert_close(refiners.lposs(features, scores, grid=(6, 7), k=9), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dilations", [(1,), (8, 16), (1, 2, 4, 8, 12, 24)], ids=str)
+def test_pamr_is_the_public_module(dilations, dtype):
+    image, mask = picture(17, (37, 45), dtype), draw(18, 2, 4, 9, 11, dtype=dtype).softmax(1)
+    refined = refiners.PAMR(num_iter=10, dilations=list(dilations))(image, mask)
+    expected = originals.pamr(image.double(), mask.double(), 10, dilations)
+    error = (refined - expected).abs().max()
+    print(f"PAMR, dilations {dilations}, {dtype}: {error:.1e}")
+    assert refined.dtype == dtype
+    assert error < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_pamr_in_blocks_of_labels_is_the_same(monkeypatch):
+    image, mask = picture(19, (20, 23)), draw(20, 2, 7, 20, 23)
+    whole = refiners.PAMR(4, [1, 3])(image, mask)
+    monkeypatch.setattr(pamr, "BLOCK_BYTES", 4 * 2 * 20 * 23 * 3)  # three labels at a time
+    assert torch.equal(refiners.PAMR(4, [1, 3])(image, mask), whole)
+
+
+def test_pamr_takes_one_picture_for_a_batch_of_masks_and_no_iterations():
+    image, mask = picture(21, (12, 14))[:1], draw(22, 3, 2, 6, 7)
+    refined = refiners.PAMR(2, [1])(image, mask)
+    torch.testing.assert_close(refined[1:2], refiners.PAMR(2, [1])(image, mask[1:2]))
+    resized = torch.nn.functional.interpolate(mask, size=(12, 14), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(refiners.PAMR(0, [1])(image, mask), resized)
+
+
+@pytest.mark.parametrize("iterations", [10, None])
+def test_lposs_plus_is_the_published_propagation_on_the_same_graph(iterations):
+    image, scores = picture(23, (26, 31))[:1], 0.2 * draw(24, 1, 3, 26, 31) + 0.2
+    tau = 0.05  # these small pictures are rougher than photographs
+    graph = originals.lposs_plus_graph(image.double(), tau, 13)
+    columns = scores[0].flatten(1).T.double()
+    expected = originals.conjugate_gradients(graph, columns, 0.95, iterations or 500, tol=1e-12)
+    solved = refiners.lposs_plus(image, scores, tau=tau, iterations=iterations)[0].flatten(1).T
+    error = (solved - expected).abs().max()
+    print(f"lposs_plus, iterations={iterations}: {error:.1e} of scores up to {expected.abs().max():.2f}")
+    assert error < 1e-5
 
 
 def test_nerve_is_the_three_stages():

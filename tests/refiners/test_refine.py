@@ -23,6 +23,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "cliper": {"attention": (Q, Q)},
     "similarity": {"features": FEATURES},
     "lposs": {"features": FEATURES, "alpha": 0.5},
+    "lposs+": {"window": 5, "alpha": 0.5},
+    "pamr": {"dilations": (1, 4)},
 }
 
 
@@ -43,6 +45,13 @@ def test_tokens_are_refined_on_their_grid_and_brought_to_the_picture():
     tokens = refiners.cliper(Q, Q, as_columns(SCORES), threshold=0.3).transpose(1, 2).unflatten(2, GRID)
     expected = functional.interpolate(tokens, size=(30, 41), mode="bilinear", align_corners=False)
     torch.testing.assert_close(refined, expected, rtol=0, atol=1e-6)
+
+
+def test_methods_on_pixels_are_their_functions():
+    by_name = nk.refine(SCORES, image=IMAGE, method="pamr", num_iter=3)
+    assert torch.equal(by_name, refiners.PAMR(3, (8, 16))(IMAGE, SCORES))
+    by_name = nk.refine(SCORES, image=IMAGE, method="lposs+", window=3)
+    assert torch.equal(by_name, refiners.lposs_plus(IMAGE, SCORES, window=3))
 
 
 def test_without_a_picture_the_size_is_that_of_the_scores():

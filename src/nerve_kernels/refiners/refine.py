@@ -25,7 +25,9 @@ from nerve_kernels.grids import Grid
 
 from .cliper import cliper
 from .lposs import lposs
+from .lposs_plus import lposs_plus
 from .nerve import nerve
+from .pamr import PAMR
 from .similarity import similarity
 
 Pair = tuple[Tensor, Tensor]
@@ -45,11 +47,25 @@ class Method:
     on_pixels: bool = False
 
 
+def pamr(
+    image: Tensor,
+    scores: Tensor,
+    *,
+    num_iter: int = 10,
+    dilations: Sequence[int] = (8, 16),
+    backend: str | None = None,
+) -> Tensor:
+    """:class:`~nerve_kernels.refiners.PAMR` as a function, with the settings of NACLIP."""
+    return PAMR(num_iter, dilations, backend=backend)(image, scores)
+
+
 METHODS = {
     "nerve": Method("attention", nerve),
     "cliper": Method("attention", cliper),
     "similarity": Method("features", similarity),
     "lposs": Method("features", lposs),
+    "lposs+": Method("image", lposs_plus, on_pixels=True),
+    "pamr": Method("image", pamr, on_pixels=True),
 }
 
 
@@ -73,6 +89,9 @@ def refine(
     ``"cliper"``            ``attention``  :func:`~nerve_kernels.refiners.cliper`: product of the heads
     ``"similarity"``        ``features``   :func:`~nerve_kernels.refiners.similarity`: ProxyCLIP's attention
     ``"lposs"``             ``features``   :func:`~nerve_kernels.refiners.lposs`: graph of similar patches
+    ``"lposs+"``            ``image``      :func:`~nerve_kernels.refiners.lposs_plus`: graph of similar pixels
+    ``"pamr"``              ``image``      :class:`~nerve_kernels.refiners.PAMR`: pixels of similar colour, with the
+                                           settings of NACLIP (10 iterations over dilations 8 and 16)
     ======================  =============  ===================================================================
 
     Methods on tokens bring the scores to the tokens' grid and the result to the picture bilinearly
