@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.operations.attention import CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
+from benchmarks.operations.token_refiners import (
+    AS_PUBLISHED,
+    BY_SCIPY,
+    CLIPER,
+    CLIPER_SIZE,
+    LPOSS,
+    LPOSS_SIZE,
+    REASSOCIATED,
+)
 from benchmarks.operations.registry import Operation, Size
 from benchmarks.operations.sizes import SD15_64, walk
 from benchmarks.operations.statistics import A_PASS_EACH, AFTERWARDS, ONE_LOOK, PASSES
@@ -105,6 +114,9 @@ ON_CPU = (
     faster(WALK, walk(128, 150, 32), COMPOSITE, 2.4),
     faster(WALK, walk(256, 19, 32), COMPOSITE, 2.8),
     faster(BFLOAT16_WALK, walk(128, 150, 32), BFLOAT16_WALK.baseline, 1),
+    faster(CLIPER, CLIPER_SIZE, AS_PUBLISHED, 20),
+    faster(CLIPER, CLIPER_SIZE, REASSOCIATED, 4),
+    faster(LPOSS, LPOSS_SIZE, BY_SCIPY, 5),
 )
 ON_H100 = (
     faster(ENTROPY, SD15_64, FLASH_ENTROPY.name, 1.5, dtype="float16"),

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.operations import attention, graphs, pixels, statistics, walk
+from benchmarks.operations import attention, graphs, pixels, statistics, token_refiners, walk
 from benchmarks.operations.registry import Case, Operation
 
-OPERATIONS: tuple[Operation, ...] = (*attention.ALL, *statistics.ALL, *walk.ALL, *graphs.ALL, *pixels.ALL)
+OPERATIONS: tuple[Operation, ...] = (
+    *attention.ALL,
+    *statistics.ALL,
+    *walk.ALL,
+    *graphs.ALL,
+    *pixels.ALL,
+    *token_refiners.ALL,
+)
 
 
 def cases(*, quick: bool = False, only: str = "") -> list[Case]:

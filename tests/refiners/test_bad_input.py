@@ -13,6 +13,7 @@ from torch import Tensor
 
 import nerve_kernels as nk
 from nerve_kernels import refiners
+from nerve_kernels.capturing import CapturedAttention
 
 GRID = (6, 8)
 Q = torch.zeros(1, 2, 48, 8)
@@ -34,7 +35,7 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
         "attention",
         ValueError,
         lambda: refine(attention=None),
-        "attention: expected q and k (B, heads, N, d), or a list of such pairs, which 'nerve' looks at, got None",
+        "attention: expected q and k (B, heads, N, d), a list of such pairs, or what capture has, which 'nerve' looks at, got None",
     ),
     (
         "features",
@@ -120,6 +121,12 @@ CASES: list[tuple[str, type[Exception], Callable[[], Any], str]] = [
         ValueError,
         lambda: refiners.cliper([Q, Q[:, :, :12]], [Q, Q[:, :, :12]], torch.zeros(48, 2)),
         "layer 1: q: expected 48 tokens in a batch of 1 as the first q has, got 12 in a batch of 1",
+    ),
+    (
+        "nothing captured",
+        ValueError,
+        lambda: refine(attention=CapturedAttention()),
+        "attention: expected at least one captured layer, got none; run the model first",
     ),
     (
         "no layer",

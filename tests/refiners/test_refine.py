@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import nerve_kernels as nk
 from nerve_kernels import refiners
+from nerve_kernels.capturing.attention import CapturedAttention, CapturedLayer
 from nerve_kernels.refiners import memory
 
 GRID = (6, 8)
@@ -68,6 +69,15 @@ def test_layers_come_as_pairs():
     coarse = torch.randn(1, 2, 12, 8, generator=torch.Generator().manual_seed(5))
     layers = [(Q, Q), (coarse, coarse)]
     assert nk.refine(SCORES, attention=layers, grids=[GRID, (3, 4)], window=3).shape == (1, 4, *GRID)
+
+
+@pytest.mark.parametrize("method", ["nerve", "cliper"])
+def test_what_was_captured_of_a_model_is_taken_with_its_grids_and_scales(method):
+    layer = CapturedLayer("block", Q, Q, GRID, scale=0.7)
+    wide = torch.rand(1, 4, 13, 17, generator=torch.Generator().manual_seed(7))
+    captured = nk.refine(wide, attention=CapturedAttention([layer]), method=method)
+    by_hand = nk.refine(wide, attention=(Q, Q), method=method, grid=GRID, scale=0.7)
+    torch.testing.assert_close(captured, by_hand, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

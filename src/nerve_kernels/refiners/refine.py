@@ -21,6 +21,7 @@ from nerve_kernels._operators.checks import (
     refusal,
     shape_of,
 )
+from nerve_kernels.capturing import CapturedAttention
 from nerve_kernels.grids import Grid
 
 from .cliper import cliper
@@ -33,7 +34,7 @@ from .similarity import similarity
 Pair = tuple[Tensor, Tensor]
 INPUTS = {
     "image": "the picture (B, 3, H, W)",
-    "attention": "q and k (B, heads, N, d), or a list of such pairs",
+    "attention": "q and k (B, heads, N, d), a list of such pairs, or what capture has",
     "features": "(B, D, h, w) of a vision model",
 }
 
@@ -73,7 +74,7 @@ def refine(
     scores: Tensor,
     *,
     image: Tensor | None = None,
-    attention: Pair | Sequence[Pair] | None = None,
+    attention: Pair | Sequence[Pair] | CapturedAttention | None = None,
     features: Tensor | None = None,
     method: str = "nerve",
     grid: Grid | None = None,
@@ -100,7 +101,8 @@ def refine(
     Args:
         scores: (B, C, h, w): C labels on tokens or pixels, any size; float32, float16, bfloat16 or float64.
         image: The picture (B, 3, H, W), which also sets the size of the result; without it that of ``scores``.
-        attention: (q, k) of a layer, each (B, heads, N, d), or a list of such pairs.
+        attention: (q, k) of a layer, each (B, heads, N, d), a list of such pairs, or what
+            :func:`~nerve_kernels.capture` has of a model, which knows its grids.
         features: (B, D, h, w) of a vision model such as DINO.
         method: One of the table.
         grid: (h, w) of the tokens of ``attention``; ``None``: that of ``scores``, or the only square one.
@@ -148,9 +150,12 @@ def refine(
         tokens: Sequence[int] = features.shape[2:]
         inputs: tuple[Any, ...] = (features.flatten(2).transpose(1, 2),)
     else:
-        q, k = _queries_and_keys(attention)
-        tokens = _token_grid(q, grid, scores.shape[2:])
+        q, k, grids = _queries_and_keys(attention)
+        tokens = grids[0] if grids and grid is None else _token_grid(q, grid, scores.shape[2:])
         inputs = (q, k)
+        if grids and method == "nerve":
+            settings.setdefault("grids", grids)
+            tokens = max(grids, key=lambda g: g[0] * g[1]) if grid is None else tokens
     if method in ("nerve", "lposs") and not {"grids", "positions"} & settings.keys():
         settings["grid"] = tuple(tokens)
     columns = resized(scores, tokens).flatten(2).transpose(1, 2)
@@ -184,17 +189,22 @@ def _refuse_other_aspect(scores: Sequence[int], image: Sequence[int]) -> None:
         raise ValueError(refusal("scores", wanted, came, "transpose or crop them, or give stretch=True"))
 
 
-def _queries_and_keys(attention: Any) -> tuple[Any, Any]:
-    """q and k of one layer, or of each as lists."""
+def _queries_and_keys(attention: Any) -> tuple[Any, Any, list[Grid]]:
+    """q and k of one layer, or of each as lists; and the grids, where they are known."""
+    if isinstance(attention, CapturedAttention):
+        layers = attention.layers
+        if not layers:
+            raise ValueError(refusal("attention", "at least one captured layer", "none", "run the model first"))
+        return [layer.scaled_q for layer in layers], [layer.k for layer in layers], [layer.grid for layer in layers]
     wanted = "a pair (q, k), or a list of such pairs"
-    layers = check_list("attention", attention, wanted)
-    if layers and isinstance(layers[0], Tensor):
-        q, k = check_list("attention", layers, wanted, length=2)
-        return q, k
-    pairs = [check_list(f"attention[{index}]", pair, "a pair (q, k)", length=2) for index, pair in enumerate(layers)]
+    given = check_list("attention", attention, wanted)
+    if given and isinstance(given[0], Tensor):
+        q, k = check_list("attention", given, wanted, length=2)
+        return q, k, []
+    pairs = [check_list(f"attention[{index}]", pair, "a pair (q, k)", length=2) for index, pair in enumerate(given)]
     if not pairs:
         raise ValueError(refusal("attention", wanted, "an empty list"))
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs], []
 
 
 def _token_grid(q: Any, grid: Grid | None, scores: Sequence[int]) -> Grid:
