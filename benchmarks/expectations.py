@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.operations.attention import CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
+from benchmarks.operations.registry import Operation, Size
+from benchmarks.operations.sizes import SD15_64, walk
+from benchmarks.operations.statistics import A_PASS_EACH, AFTERWARDS, ONE_LOOK, PASSES
 from benchmarks.operations.token_refiners import (
     AS_PUBLISHED,
     BY_SCIPY,
@@ -20,9 +23,6 @@ from benchmarks.operations.token_refiners import (
     LPOSS_SIZE,
     REASSOCIATED,
 )
-from benchmarks.operations.registry import Operation, Size
-from benchmarks.operations.sizes import SD15_64, walk
-from benchmarks.operations.statistics import A_PASS_EACH, AFTERWARDS, ONE_LOOK, PASSES
 from benchmarks.operations.walk import BADDBMM, BFLOAT16_WALK, COMPOSITE, DENSE, WALK
 
 Rows = Sequence[dict[str, Any]]

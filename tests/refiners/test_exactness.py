@@ -159,10 +159,11 @@ def test_lposs_plus_is_the_published_propagation_on_the_same_graph(iterations):
     graph = originals.lposs_plus_graph(image.double(), tau, 13)
     columns = scores[0].flatten(1).T.double()
     expected = originals.conjugate_gradients(graph, columns, 0.95, iterations or 500, tol=1e-12)
-    solved = refiners.lposs_plus(image, scores, tau=tau, iterations=iterations)[0].flatten(1).T
-    error = (solved - expected).abs().max()
-    print(f"lposs_plus, iterations={iterations}: {error:.1e} of scores up to {expected.abs().max():.2f}")
-    assert error < 1e-5
+    for pixels, bound in ((image.double(), 1e-5), (image, 3e-5)):  # weights from colours in float32 are another graph
+        solved = refiners.lposs_plus(pixels, scores, tau=tau, iterations=iterations)[0].flatten(1).T
+        error = (solved - expected).abs().max()
+        print(f"lposs_plus, iterations={iterations}, {pixels.dtype}: {error:.1e} of up to {expected.abs().max():.2f}")
+        assert error < bound
 
 
 def test_nerve_is_the_three_stages():

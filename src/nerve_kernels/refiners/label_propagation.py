@@ -7,8 +7,10 @@ import warnings
 from torch import Tensor
 
 from nerve_kernels._operators.checks import check_count, check_number, check_optional
+from nerve_kernels._operators.dispatch import why_unsupported_cpp
 from nerve_kernels._operators.library import accumulation_dtype
 from nerve_kernels._operators.walk.conjugate_gradients import column_norms, iterate, solve_symmetric
+from nerve_kernels._operators.walk.cpp_affinity_operator import stencil_solve_cpp
 from nerve_kernels._operators.walk.minimal_residual import Effort
 from nerve_kernels.affinity import GraphAffinity, LocalAffinity
 
@@ -50,6 +52,12 @@ def _propagate(
         return found if connected is None else found * connected
 
     if iterations is not None:
+        arguments = affinity.operator_arguments()
+        if arguments.local_kind == "stencil" and why_unsupported_cpp(y, affinity.values) is None:
+            offsets = [step for offset in arguments.offsets() for step in offset]
+            wide = y.to(accumulation_dtype(y))
+            grid, clamp = list(arguments.grid), arguments.clamp
+            return stencil_solve_cpp(wide, affinity.values, grid, offsets, clamp, alpha, iterations, 0.0).to(y.dtype)
         return iterate(product, y.to(accumulation_dtype(y)), alpha, iterations, 0.0)[0].to(y.dtype)
     solution, residual = solve_symmetric(product, product, y.double(), alpha, tol * (1 - alpha), Effort())
     bound = float(column_norms(residual).max()) / (1 - alpha) if y.numel() else 0.0
