@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.operations import attention, graphs, pixels, statistics, token_refiners, walk
+from benchmarks.operations import attention, graphs, pixel_refiners, pixels, statistics, token_refiners, walk
 from benchmarks.operations.registry import Case, Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -12,6 +12,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *graphs.ALL,
     *pixels.ALL,
     *token_refiners.ALL,
+    *pixel_refiners.ALL,
 )
 
 
