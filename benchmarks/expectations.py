@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.operations.attention import CUDNN_ENTROPY, ENTROPY, FLASH, FLASH_ENTROPY, FUSE_MAPS, SDPA
+from benchmarks.operations.pixel_refiners import LPOSS_PLUS, PAMR, PAMR_MODULE, PAMR_SHIFTS, SCIPY
 from benchmarks.operations.registry import Operation, Size
-from benchmarks.operations.sizes import SD15_64, walk
+from benchmarks.operations.sizes import IMAGE_21, IMAGE_171, IMAGE_WINDOW_13, SD15_64, walk
 from benchmarks.operations.statistics import A_PASS_EACH, AFTERWARDS, ONE_LOOK, PASSES
 from benchmarks.operations.token_refiners import (
     AS_PUBLISHED,
@@ -117,6 +118,11 @@ ON_CPU = (
     faster(CLIPER, CLIPER_SIZE, AS_PUBLISHED, 20),
     faster(CLIPER, CLIPER_SIZE, REASSOCIATED, 4),
     faster(LPOSS, LPOSS_SIZE, BY_SCIPY, 5),
+    faster(PAMR, IMAGE_21, PAMR_MODULE, 60),
+    faster(PAMR, IMAGE_21, PAMR_SHIFTS, 4),
+    memory(PAMR, IMAGE_21, 324),  # a tenth of the module's
+    memory(PAMR, IMAGE_171, 1430),
+    faster(LPOSS_PLUS, IMAGE_WINDOW_13, SCIPY, 15, stretch=20),
 )
 ON_H100 = (
     faster(ENTROPY, SD15_64, FLASH_ENTROPY.name, 1.5, dtype="float16"),
