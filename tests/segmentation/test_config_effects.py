@@ -36,12 +36,16 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "keep": (1, {}),
     "window": (5, {}),
     "cells": (1, {}),
+    "global_sharpness": (4.0, {}),
     "beta": (0.0, {}),
     "walk": (False, {}),
     "alpha": (0.1, {}),
     "steps": (1, {}),
     "tolerance": (0.5, {}),
     "limit_walk": (True, {}),
+    "refine_pixels": ("walk", {}),
+    "refine_steps": (1, {"refine_pixels": "pamr"}),
+    "refine_alpha": (0.1, {"refine_pixels": "walk"}),
     "backend": ("eager", {}),
 }
 

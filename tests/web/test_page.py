@@ -25,7 +25,7 @@ from nerve_kernels.web.page import Page, Shown
 from nerve_kernels.web.scenes import scenes
 from nerve_kernels.web.workbench import Workbench
 
-SETTINGS = (0.8, 0.0, 20, -2.3, 11)
+SETTINGS = (0.8, 0.0, 20, -2.3, 11, 1, "none")
 
 
 @pytest.fixture
@@ -97,12 +97,12 @@ def test_bad_labels_and_no_image_are_said(page):
         assert words in answer[page.status]
     assert "needs a number" in page.on_slider(shown, None, *SETTINGS[1:])[page.status]
     assert "alpha: expected a number in [0, 1), got 1.5" in page.on_slider(shown, 1.5, *SETTINGS[1:])[page.status]
-    assert "got 4" in page.on_slider(shown, *SETTINGS[:4], 4)[page.status]
+    assert "got 4" in page.on_slider(shown, *SETTINGS[:4], 4, 1, "none")[page.status]
 
 
 def test_a_slider_and_a_click(page):
     *_, last = page.on_load(*SETTINGS)
-    answer = page.on_slider(last[page.shown], 0.5, 0.5, 10, 0.0, 7)
+    answer = page.on_slider(last[page.shown], 0.5, 0.5, 10, 0.0, 7, 1, "none")
     config = answer[page.shown].config
     assert (config.alpha, config.beta, config.steps, config.temperature, config.window) == (0.5, 0.5, 10, 1.0, 7)
     clicked = page.on_click(event(index=[719, 479]), answer[page.shown])
@@ -118,7 +118,7 @@ def test_a_slider_and_a_click(page):
 def test_what_is_shown_is_each_in_its_place(page):
     """CLIP's overlay and the walk's, and the three rows, are alike enough to be mistaken for one another."""
     *_, last = page.on_load(*SETTINGS)
-    answer = page.on_slider(last[page.shown], 0.8, 0.5, 20, -2.3, 11)
+    answer = page.on_slider(last[page.shown], 0.8, 0.5, 20, -2.3, 11, 1, "none")
     shown, bench = answer[page.shown], page.workbench
     outcome = bench.segment(shown.key, shown.labels, shown.config)
     wanted = {page.before: outcome.before.overlay, page.after: outcome.after.overlay}

@@ -101,6 +101,9 @@ def run(
     steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
     limit_walk: Annotated[bool, option("--limit-walk", help="The walk's limit in place of steps.")] = False,
     seed_mode: Annotated[str | None, option(help="cosine or cross_attention.")] = None,
+    refine: Annotated[
+        str | None, option(help="Refine at the pixels, along the image's edges: walk, pamr or lposs+.")
+    ] = None,
     ablate: Annotated[bool, option("--ablate", help="Also the variants of the usual ablation.")] = False,
     vary: Annotated[
         list[str] | None,
@@ -132,6 +135,7 @@ def run(
         "steps": steps,
         "limit_walk": limit_walk or None,
         "seed_mode": seed_mode,
+        "refine_pixels": refine,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     given |= {"clip_window": None} if whole_image else {}

@@ -10,7 +10,7 @@ import typer
 
 from nerve_kernels import __version__
 from nerve_kernels._operators.checks import refusal
-from nerve_kernels.segmentation.config_fields import CRITERIA, SEED_MODES
+from nerve_kernels.segmentation.config_fields import CRITERIA, PIXEL_REFINERS, SEED_MODES
 from nerve_kernels.segmentation.images import NotAnImageError
 from nerve_kernels.segmentation.phases import recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
@@ -120,6 +120,9 @@ def segment(
     threshold: Annotated[float | None, option(help="Least probability of a label, 0 to 1; below: background.")] = None,
     alpha: Annotated[float | None, option(help="Weight of the neighbours in each step, 0 to below 1.")] = None,
     beta: Annotated[float | None, option(help="Share of the global affinity, 0 to 1.")] = None,
+    sharpness: Annotated[
+        float | None, option(help="Of the global affinity: scores times so much; about 4 for vision transformers.")
+    ] = None,
     steps: Annotated[int | None, option(help="Steps of the walk.")] = None,
     tolerance: Annotated[float | None, option(help="In place of steps: largest distance to the walk's limit.")] = None,
     temperature: Annotated[float | None, option(help="Of the head weights, above 0.")] = None,
@@ -142,6 +145,10 @@ def segment(
     ] = None,
     seed_mode: Annotated[str | None, option(help="cosine or cross_attention.", values=SEED_MODES)] = None,
     noise_seed: Annotated[int | None, option(help="Seed of the noise.")] = None,
+    refine: Annotated[
+        str | None,
+        option(help="Refine at the pixels, along the image's edges: walk, pamr or lposs+.", values=PIXEL_REFINERS),
+    ] = None,
     walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
     backend: Annotated[
         str | None,
@@ -192,6 +199,7 @@ def segment(
         "probability_threshold": threshold,
         "alpha": alpha,
         "beta": beta,
+        "global_sharpness": sharpness,
         "steps": steps,
         "tolerance": tolerance,
         "temperature": temperature,
@@ -204,6 +212,7 @@ def segment(
         "templates": templates,
         "seed_mode": seed_mode,
         "noise_seed": noise_seed,
+        "refine_pixels": refine,
         "walk": walk,
         "backend": backend,
     }

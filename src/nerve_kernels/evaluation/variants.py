@@ -27,6 +27,10 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "limit of the walk": {"limit_walk": True},
     "seeds cosine": {"seed_mode": "cosine"},
     "seeds cross_attention": {"seed_mode": "cross_attention"},
+    "pixels as tokens": {"refine_pixels": None},
+    "pixels walk": {"refine_pixels": "walk"},
+    "pixels pamr": {"refine_pixels": "pamr"},
+    "pixels lposs+": {"refine_pixels": "lposs+"},
 }
 
 

@@ -27,7 +27,7 @@ CLIP_FIELDS = (
     "clip_residual",
     "clip_feed_forward",
 )
-AFFINITY_FIELDS = ("criterion", "temperature", "keep", "window", "cells", "beta", "backend")
+AFFINITY_FIELDS = ("criterion", "temperature", "keep", "window", "cells", "global_sharpness", "beta", "backend")
 
 MAX_FILE = 2**20
 
@@ -68,12 +68,18 @@ class NerveConfig:
         keep: keep the `keep` best heads; None: all. Of no effect with ``"uniform"``.
         window: side of the local affinity's window in tokens, odd, or (rows, columns).
         cells: cells of the global affinity along a side, or (rows, columns); None: min(16, side).
+        global_sharpness: γ > 0: the global affinity is made of softmax(γ · scores); of use on vision
+            transformers, about 4, whose global part else hurts.
         beta: share of the global affinity, in [0, 1].
         walk: False gives the seeds alone, and Stable Diffusion is not run.
         alpha: weight of the neighbours in each step, in [0, 1).
         steps: number of steps; exactly one of `steps`, `tolerance` and `limit_walk` is given.
         tolerance: largest distance to the walk's limit that is accepted, in (0, 1).
         limit_walk: solve for the walk's limit itself, after infinitely many steps.
+        refine_pixels: after the walk, at the image's size, so that masks follow its edges and not
+            the tokens: ``"walk"`` with restart over similar colours, ``"pamr"``, ``"lposs+"``; None: no.
+        refine_steps: steps of ``"walk"`` and ``"pamr"``.
+        refine_alpha: weight of the neighbours in ``"walk"`` and ``"lposs+"``, in [0, 1).
         backend: None: the best there is.
 
     Raises:
@@ -112,12 +118,16 @@ class NerveConfig:
     keep: int | None = None
     window: int | tuple[int, int] = 7
     cells: int | tuple[int, int] | None = None
+    global_sharpness: float = 1.0
     beta: float = 0.5
     walk: bool = True
     alpha: float = 0.9
     steps: int | None = 20
     tolerance: float | None = None
     limit_walk: bool = False
+    refine_pixels: str | None = None
+    refine_steps: int = 10
+    refine_alpha: float = 0.9
     backend: str | None = None
 
     def __post_init__(self) -> None:

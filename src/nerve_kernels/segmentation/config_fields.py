@@ -25,6 +25,7 @@ from .text_image.templates import TEMPLATES, resolve_templates
 SEQUENCE_FIELDS = ("timesteps", "layers", "templates", "background_words", "window", "cells")
 DENSE_FEATURES = ("value", "key_key", "query_query", "query_key")
 SEED_MODES = ("cosine", "cross_attention")
+PIXEL_REFINERS = ("walk", "pamr", "lposs+")
 CRITERIA = ("entropy", "information", "cell_information", "uniform")
 # Sixteen times what the models were trained for; what is larger is a slip, and would end in no memory at all.
 MAX_SIDE = 8192
@@ -117,11 +118,15 @@ FIELDS: Mapping[str, Check] = {
     "keep": _or_none(check_count, low=1, wanted="≥ 1, or None"),
     "window": _window,
     "cells": _or_none(_cells),
+    "global_sharpness": partial(check_number, low=0, high=1000, low_open=True, wanted="in (0, 1000]"),
     "beta": partial(check_number, low=0, high=1, wanted="in [0, 1]"),
     "walk": check_flag,
     "alpha": partial(check_number, low=0, high=1, high_open=True, wanted="in [0, 1)"),
     "steps": _or_none(check_count, low=0, wanted="≥ 0, or None"),
     "tolerance": _or_none(check_number, low=0, high=1, low_open=True, high_open=True, wanted="in (0, 1), or None"),
     "limit_walk": check_flag,
+    "refine_pixels": _or_none(_choice(*PIXEL_REFINERS)),
+    "refine_steps": partial(check_count, low=0),
+    "refine_alpha": partial(check_number, low=0, high=1, high_open=True, wanted="in [0, 1)"),
     "backend": _or_none(check_text, wanted="a backend's name, or None"),
 }

@@ -19,6 +19,7 @@ DIFFUSION = "Stable Diffusion"
 AFFINITY = "affinity"
 SEEDS = "seeds"
 WALK = "random walk"
+REFINE = "refine pixels"
 PIXELS = "labels of pixels"
 WRITE = "write"
 

@@ -21,7 +21,8 @@ from .finite import require_finite
 from .images import ImageLike, load_image
 from .loading import check_folder
 from .output.upsampling import best_labels
-from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, SEEDS, WALK, phase
+from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, REFINE, SEEDS, WALK, phase
+from .pixel_refinement import refine_pixels
 from .presets import DEFAULT_PRESET, find_preset
 from .result import Segmentation
 from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity
@@ -220,6 +221,9 @@ class NervePipeline:
                 probabilities = require_finite(_walk(probabilities, affinity, config), WALK)
         planes = probabilities.T.reshape(-1, *grid)
         image, background = features.image, seeds.labels.background
+        if config.refine_pixels is not None:
+            with phase(REFINE):
+                planes = require_finite(refine_pixels(planes, image, config), REFINE)
         with phase(PIXELS):
             label_map = best_labels(
                 planes,

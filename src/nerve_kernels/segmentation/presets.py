@@ -115,6 +115,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "diffusion_size": 518,
                 "criterion": "cell_information",
                 "temperature": 0.03,
+                "global_sharpness": 4.0,
                 "beta": 0.0,
                 "alpha": 0.5,
             },

@@ -32,7 +32,8 @@ class Segmentation:
         labels: shown names; ``background`` comes first where background words were given.
         label_map: (H, W) int64, an index into `labels`; -1 where nothing was probable enough
             and there is no background label.
-        token_probabilities: (C, h, w) float32 on the token grid; they sum to 1 over C.
+        token_probabilities: (C, h, w) float32 on the token grid, or at the image's pixels where they were refined
+            there; they sum to 1 over C.
         background: index of the background label, or None.
     """
 

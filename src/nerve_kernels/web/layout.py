@@ -7,9 +7,10 @@ import math
 import gradio as gr
 
 from nerve_kernels.segmentation.config import NerveConfig
+from nerve_kernels.segmentation.config_fields import PIXEL_REFINERS
 
 from . import components, snippets
-from .limits import MAX_STEPS, MAX_WINDOW
+from .limits import MAX_SHARPNESS, MAX_STEPS, MAX_WINDOW
 from .scenes import scenes
 
 INTRODUCTION = """
@@ -20,7 +21,9 @@ be**; a random walk lets the first correct the second.
 """
 SLIDERS_HELP = (
     "**α** weight of the neighbours in each step (0: CLIP alone) · **β** share of the global affinity · **L** steps of "
-    "the walk · **τ** temperature of the head weights · **window** side of the local affinity, in tokens"
+    "the walk · **τ** temperature of the head weights · **window** side of the local affinity, in tokens · **γ** "
+    "sharpness of the global affinity · **edges** where masks end: between tokens, or, by walk, pamr or lposs+ over "
+    "similar colours, at edges of the image"
 )
 HEADS_HELP = "Heads whose attention is sharp (low entropy) get a large weight; τ says how large. Weights sum to 100 %."
 
@@ -74,6 +77,12 @@ class Layout:
             self.after = self._lay_out_image("after the random walk", "after")
         with gr.Row():
             self.sliders = self._lay_out_sliders()
+        self.refine = gr.Radio(
+            [("tokens", "none"), *((name, name) for name in PIXEL_REFINERS)],
+            value=self.config.refine_pixels or "none",
+            label="edges",
+            elem_id="refine",
+        )
         gr.Markdown(SLIDERS_HELP, elem_classes="nerve-note")
         with gr.Row():
             self.downloads = {
@@ -105,5 +114,6 @@ class Layout:
                 ("steps", 0, MAX_STEPS, self.config.steps, 1, "L"),
                 ("temperature", -3, 1, temperature, 0.05, "log₁₀ τ"),
                 ("window", 1, MAX_WINDOW, self.config.window, 2, "window"),
+                ("sharpness", 1, MAX_SHARPNESS, self.config.global_sharpness, 0.5, "γ"),
             )
         ]

@@ -89,21 +89,21 @@ class Page(Layout):
             "postprocess": False,
         }
         working = quiet | {"concurrency_id": "work"}
-        settings = self.sliders
+        settings = [*self.sliders, self.refine]
         self.blocks.load(self.on_load, settings, concurrency_limit=None, **quiet)
         self.drop_zone.upload(self.on_upload, [self.labels, *settings], **working)
         self.gallery.select(self.on_scene, settings, **working)
         for touched in (self.run_button.click, self.labels.submit):
             touched(self.on_run, [self.shown, self.labels, *settings], **working)
-        for slider in self.sliders:
-            slider.change(self.on_slider, [self.shown, *settings], trigger_mode="always_last", **working)
+        for setting in settings:
+            setting.change(self.on_slider, [self.shown, *settings], trigger_mode="always_last", **working)
         self.after.select(self.on_click, self.shown, **working)
         for kind, button in self.downloads.items():
             button.click(
                 self.download_maker(kind), self.shown, self.download, api_visibility="private", show_progress="hidden"
             ).success(None, self.download, None, js=snippets.DOWNLOAD_SCRIPT, api_visibility="private")
 
-    def on_load(self, *settings: float) -> Iterator[Changes]:
+    def on_load(self, *settings: Any) -> Iterator[Changes]:
         """Wait for the models, saying so, then show the first scene."""
         start = time.monotonic()
         while (state := self.workbench.models_state(timeout=0.5)).state == "loading":
@@ -115,7 +115,7 @@ class Page(Layout):
         yield {self.run_button: gr.Button(interactive=True)}
         yield from self._choose(scenes()[0].image, scenes()[0].labels, settings)
 
-    def on_upload(self, event: gr.EventData, labels: object, *settings: float) -> Iterator[Changes]:
+    def on_upload(self, event: gr.EventData, labels: object, *settings: Any) -> Iterator[Changes]:
         """A file was dropped: show it, and segment it where there are labels."""
         try:
             size = components.file_size(event)
@@ -129,7 +129,7 @@ class Page(Layout):
             return
         yield from self._choose(image, labels, settings)
 
-    def on_scene(self, event: gr.EventData, *settings: float) -> Iterator[Changes]:
+    def on_scene(self, event: gr.EventData, *settings: Any) -> Iterator[Changes]:
         """One of the scenes was chosen."""
         index = components.sent_with(event, "index")
         if not isinstance(index, int) or index not in range(len(scenes())):
@@ -138,11 +138,11 @@ class Page(Layout):
         scene = scenes()[index]
         yield from self._choose(scene.image, scene.labels, settings)
 
-    def on_run(self, shown: Shown, labels: str, *settings: float) -> Changes:
+    def on_run(self, shown: Shown, labels: str, *settings: Any) -> Changes:
         """The button: new labels for the same image."""
         return self._run(replace(shown, labels=labels), settings)
 
-    def on_slider(self, shown: Shown, *settings: float) -> Changes:
+    def on_slider(self, shown: Shown, *settings: Any) -> Changes:
         """A slider was let go: the same labels with other settings."""
         return self._run(shown, settings)
 
@@ -177,7 +177,7 @@ class Page(Layout):
 
     # ---- what they share -----------------------------------------------------------------------------------------
 
-    def _choose(self, image: Image.Image, labels: str, settings: tuple[float, ...]) -> Iterator[Changes]:
+    def _choose(self, image: Image.Image, labels: str, settings: tuple[Any, ...]) -> Iterator[Changes]:
         middle = (image.width / 2, image.height / 2)
         shown = Shown(self.workbench.add(image), labels, point=middle)
         cleared = dict.fromkeys((self.before, self.after), image) | dict.fromkeys(self.rows)
@@ -189,15 +189,15 @@ class Page(Layout):
         yield start | cleared | {self.status: snippets.status("busy", words)}
         yield self._run(shown, settings)
 
-    def _run(self, shown: Shown, settings: tuple[float, ...]) -> Changes:
+    def _run(self, shown: Shown, settings: tuple[Any, ...]) -> Changes:
         start = time.perf_counter()
         try:
             if None in settings:  # a number's field was emptied
                 raise RefusedError("Every setting needs a number.")
-            alpha, beta, steps, temperature, window = settings
+            alpha, beta, steps, temperature, window, sharpness, refine = settings
             config = self.config.replace(
                 alpha=alpha, beta=beta, steps=int(steps), temperature=slider_to_temperature(temperature),
-                window=int(window),
+                window=int(window), global_sharpness=sharpness, refine_pixels=None if refine == "none" else refine,
             )  # fmt: skip
             shown = replace(shown, config=config)
             outcome = self.workbench.segment(shown.key, shown.labels, config)

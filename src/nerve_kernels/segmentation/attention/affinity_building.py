@@ -83,18 +83,25 @@ class AffinityBuilder:
         """What every head gives to the config's windows and cells, or None where that would not fit."""
         if not self._statistics_fit(config):
             return None
-        window, cells = self._window(config), self._cells(config)
+        window, cells, sharpness = self._window(config), self._cells(config), config.global_sharpness
 
         def look() -> nk.AttentionStatistics:
             q, k = [layer.q for layer in self.layers], [layer.k for layer in self.layers]
             grids, backend = [layer.grid for layer in self.layers], config.backend
             found = nk.attention_statistics(
-                q, k, grid=self.grid, grids=grids, window=window, cells=cells, backend=backend
+                q,
+                k,
+                grid=self.grid,
+                grids=grids,
+                window=window,
+                cells=cells,
+                global_sharpness=sharpness,
+                backend=backend,
             )
             _require_finite(found.entropy)
             return found
 
-        return self._statistics.get((window, cells, config.backend), look)
+        return self._statistics.get((window, cells, sharpness, config.backend), look)
 
     def entropies(self, config: NerveConfig) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Per layer the entropies (B, heads, N) in nats, and the logarithms of the softmax's sums."""
@@ -120,9 +127,9 @@ class AffinityBuilder:
 
     def _settings(self, config: NerveConfig) -> tuple[Hashable, ...]:
         """What head weights depend on, and with them every affinity."""
-        cells = config.cells if config.criterion == "cell_information" else None
+        of_cells = (config.cells, config.global_sharpness) if config.criterion == "cell_information" else None
         fit = self._statistics_fit(config)  # the two ways agree up to rounding only
-        return config.criterion, config.temperature, config.keep, config.backend, cells, fit
+        return config.criterion, config.temperature, config.keep, config.backend, of_cells, fit
 
     def _window(self, config: NerveConfig) -> tuple[int, int]:
         return _at_most(config.window, [2 * side - 1 for side in self.grid])
@@ -162,7 +169,13 @@ class AffinityBuilder:
             return list(found.pooled)
         kept = [
             nk.attention_statistics(
-                layer.q, layer.k, grid=layer.grid, window=1, cells=self._cells(config), backend=config.backend
+                layer.q,
+                layer.k,
+                grid=layer.grid,
+                window=1,
+                cells=self._cells(config),
+                global_sharpness=config.global_sharpness,
+                backend=config.backend,
             )
             for layer in self.layers
         ]
@@ -209,9 +222,11 @@ class AffinityBuilder:
             if found is not None:
                 return found.global_affinity(self.weights(config), backend=config.backend)
             q, k, weights, options = self._inputs(config)
+            if config.global_sharpness != 1:  # other scores, and other sums of their exponentials
+                q, options = [config.global_sharpness * layer for layer in q], {**options, "lse": None}
             return nk.global_affinity(q, k, weights, cells=cells, **options)
 
-        return self._global.get((*self._settings(config), cells), make)
+        return self._global.get((*self._settings(config), cells, config.global_sharpness), make)
 
     def _inputs(
         self, config: NerveConfig
