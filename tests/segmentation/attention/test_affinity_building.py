@@ -174,3 +174,14 @@ def test_windows_are_judged_on_the_finest_grid_and_cells_on_the_coarsest(setting
         else:
             with pytest.raises(ValueError, match=refused):
                 check_affinity_settings(config, maps=6, sides=sides)
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "cell_information"])
+def test_a_sharper_global_affinity_is_the_same_either_way(pipeline, wide_image, monkeypatch, criterion):
+    config = pipeline.config.replace(global_sharpness=3.0, beta=1.0, criterion=criterion)
+    at_once = pipeline.encode(wide_image, config=config).affinity(config)
+    monkeypatch.setenv("NERVE_KERNELS_STATISTICS_MEMORY", "0")
+    by_passes = pipeline.encode(wide_image, config=config).affinity(config)
+    assert torch.allclose(at_once.u, by_passes.u, atol=1e-5)
+    plain = config.replace(global_sharpness=1.0)
+    assert not torch.allclose(pipeline.encode(wide_image, config=plain).affinity(plain).u, by_passes.u, atol=1e-3)
