@@ -114,12 +114,11 @@ LPOSS_PLUS = Operation(
             published=True,
             requires=("scipy",),
             devices=("cpu",),
-            full_only=True,
             extra_bytes=lambda size: 60 * size.batch * size.tokens * size.window**2,
         ),
     ),
     sizes=(sizes.IMAGE_WINDOW_13,),
-    quick=(),
+    quick=(sizes.QUICK_WINDOW_13,),
     backends=("cpp", "eager"),
     tolerance=1e-3,  # after so few iterations every rounding of the first is in the last
 )

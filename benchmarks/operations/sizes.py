@@ -65,6 +65,7 @@ LARGE_IMAGE = Size("64 × 96 tokens, 4000 × 6000 pixels, C = 200", (64, 96), la
 IMAGE_21 = Size("480 × 640 pixels, C = 21", (480, 640), steps=10)
 IMAGE_171 = Size("480 × 640 pixels, C = 171", (480, 640), labels=171, steps=10)
 IMAGE_WINDOW_13 = Size("480 × 640 pixels, 13 × 13, C = 21", (480, 640), window=13, steps=10)
+QUICK_WINDOW_13 = Size("120 × 160 pixels, 13 × 13, C = 21", (120, 160), window=13, steps=10)
 
 # What the tests run: every code path, in milliseconds. Sides differ, so that a swapped axis shows.
 SMALL = Size("small", (8, 12), batch=2, heads=3, head_size=10, labels=3, window=3, cells=4, steps=4, pixels=(60, 90))
