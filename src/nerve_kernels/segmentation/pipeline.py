@@ -14,15 +14,15 @@ from nerve_kernels.affinity import Affinity
 
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
+from .checkpoints.families import attention_family, text_image_family
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, differing_field
-from .families import attention_family, text_image_family
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
 from .loading import check_folder
+from .output.pixel_refinement import refine_pixels
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, REFINE, SEEDS, WALK, phase
-from .pixel_refinement import refine_pixels
 from .presets import DEFAULT_PRESET, find_preset
 from .result import Segmentation
 from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity

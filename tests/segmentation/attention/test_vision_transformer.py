@@ -11,7 +11,7 @@ from tests.segmentation.tiny_checkpoints import make_vision_transformer
 import nerve_kernels as nk
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
 from nerve_kernels.segmentation.attention.vision_transformer import FAMILIES, VisionTransformerFeatures
-from nerve_kernels.segmentation.families import attention_family
+from nerve_kernels.segmentation.checkpoints.families import attention_family
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.presets import PRESETS, STABLE_DIFFUSION, VISION_TRANSFORMER
 

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.segmentation.tiny_checkpoints import make_siglip
 
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
-from nerve_kernels.segmentation.families import text_image_family
+from nerve_kernels.segmentation.checkpoints.families import text_image_family
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.presets import CLIP, SIGLIP
 from nerve_kernels.segmentation.text_image.siglip import DenseSiglip

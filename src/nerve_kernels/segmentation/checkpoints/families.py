@@ -6,9 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from .checkpoints import hub
-from .loading import is_local
-from .presets import CLIP, SIGLIP, STABLE_DIFFUSION, VISION_TRANSFORMER
+from nerve_kernels.segmentation.loading import is_local
+from nerve_kernels.segmentation.presets import CLIP, SIGLIP, STABLE_DIFFUSION, VISION_TRANSFORMER
+
+from . import hub
 
 
 def attention_family(source: str | os.PathLike[str]) -> str:

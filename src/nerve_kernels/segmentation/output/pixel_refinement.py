@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 import nerve_kernels as nk
+from nerve_kernels.segmentation.config import NerveConfig
 
-from .config import NerveConfig
-from .output.upsampling import upsample
+from .upsampling import upsample
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """Those with which the field uses PAMR."""
