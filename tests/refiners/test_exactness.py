@@ -166,6 +166,15 @@ def test_lposs_plus_is_the_published_propagation_on_the_same_graph(iterations):
         assert error < bound
 
 
+@pytest.mark.parametrize("iterations", [10, None])
+def test_lposs_plus_without_the_compiled_solver_is_the_same(iterations, monkeypatch):
+    image, scores = picture(25, (14, 17))[:1], draw(26, 1, 3, 7, 8)
+    compiled = refiners.lposs_plus(image, scores, tau=0.1, window=5, iterations=iterations)
+    monkeypatch.setattr(label_propagation, "_compiled_solver", lambda *arguments: None)
+    plain = refiners.lposs_plus(image, scores, tau=0.1, window=5, iterations=iterations)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=2e-5)
+
+
 def test_nerve_is_the_three_stages():
     import nerve_kernels as nk
 

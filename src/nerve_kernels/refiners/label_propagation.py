@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nerve_kernels._operators.checks import check_count, check_number, check_optional
 from nerve_kernels._operators.dispatch import why_unsupported_cpp
 from nerve_kernels._operators.library import accumulation_dtype
-from nerve_kernels._operators.walk.conjugate_gradients import column_norms, iterate, solve_symmetric
+from nerve_kernels._operators.walk.conjugate_gradients import MAX_CYCLE, column_norms, iterate, solve_symmetric
 from nerve_kernels._operators.walk.cpp_affinity_operator import stencil_solve_cpp
-from nerve_kernels._operators.walk.minimal_residual import Effort
+from nerve_kernels._operators.walk.minimal_residual import ROUNDING, SLOWEST, Effort
 from nerve_kernels.affinity import GraphAffinity, LocalAffinity
 
 SOLUTION_BYTES = 1 << 26
@@ -51,16 +54,58 @@ def _propagate(
         found = affinity @ p
         return found if connected is None else found * connected
 
+    inner = _compiled_solver(affinity, y, alpha)
     if iterations is not None:
-        arguments = affinity.operator_arguments()
-        if arguments.local_kind == "stencil" and why_unsupported_cpp(y, affinity.values) is None:
-            offsets = [step for offset in arguments.offsets() for step in offset]
-            wide = y.to(accumulation_dtype(y))
-            grid, clamp = list(arguments.grid), arguments.clamp
-            return stencil_solve_cpp(wide, affinity.values, grid, offsets, clamp, alpha, iterations, 0.0).to(y.dtype)
-        return iterate(product, y.to(accumulation_dtype(y)), alpha, iterations, 0.0)[0].to(y.dtype)
-    solution, residual = solve_symmetric(product, product, y.double(), alpha, tol * (1 - alpha), Effort())
+        right = y.to(accumulation_dtype(y))
+        solved = iterate(product, right, alpha, iterations, 0.0)[0] if inner is None else inner(right, iterations, 0.0)
+        return solved.to(y.dtype)
+    right, target = y.double(), tol * (1 - alpha)
+    if inner is None:
+        solution, residual = solve_symmetric(product, product, right, alpha, target, Effort())
+    else:
+        solution, residual = _correct(inner, product, right, alpha, target)
     bound = float(column_norms(residual).max()) / (1 - alpha) if y.numel() else 0.0
     if not bound <= tol:
         warnings.warn(f"label propagation: certified to {bound:.3g}, not to tol={tol:.3g}", stacklevel=4)
     return solution.to(y.dtype)
+
+
+def _compiled_solver(
+    affinity: GraphAffinity | LocalAffinity, y: Tensor, alpha: float
+) -> Callable[[Tensor, int, float], Tensor] | None:
+    """All steps on a stencil in one call: (right, iterations, relative tolerance) to X; None where there is none."""
+    arguments = affinity.operator_arguments()
+    if arguments.local_kind != "stencil" or why_unsupported_cpp(y, affinity.values) is not None:
+        return None
+    grid, offsets = list(arguments.grid), [step for offset in arguments.offsets() for step in offset]
+
+    def solve(right: Tensor, iterations: int, tolerance: float) -> Tensor:
+        found: Tensor = stencil_solve_cpp(
+            right, affinity.values, grid, offsets, arguments.clamp, alpha, iterations, tolerance
+        )
+        return found
+
+    return solve
+
+
+def _correct(
+    solve: Callable[[Tensor, int, float], Tensor],
+    product: Callable[[Tensor], Tensor],
+    right: Tensor,
+    alpha: float,
+    target: float,
+) -> tuple[Tensor, Tensor]:
+    """(X, its residual in float64): solved in float32 for what the residual still is, until it is small or stays."""
+    best, residual = torch.zeros_like(right), right
+    norm = float(column_norms(residual).max()) if right.numel() else 0.0
+    while target < norm < math.inf:
+        goal = max(target / norm, ROUNDING[torch.float32] / (1 - alpha))
+        x = best + norm * solve((residual / norm).float(), MAX_CYCLE, goal)
+        left = right - x + alpha * product(x)
+        new_norm = float(column_norms(left).max())
+        if not new_norm < norm:
+            break
+        best, residual, settled, norm = x, left, new_norm > SLOWEST * norm, new_norm
+        if settled:
+            break
+    return best, residual
