@@ -86,3 +86,19 @@ def test_refuses_what_it_cannot_compute() -> None:
         solve(affinity, right[0], 3)
     with pytest.raises(RuntimeError, match="iterations: expected 0 or more, got -1"):
         solve(affinity, right, -1)
+
+
+def test_gradients_go_through_plain_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, scores = (torch.rand(1, 3, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    scores.requires_grad_()
+
+    def call(given: Tensor) -> Tensor:
+        return nk.refiners.lposs_plus(image, given, window=3, tau=0.3, iterations=3)
+
+    result = call(scores)
+    assert result.requires_grad
+    assert relative_error(result, call(scores.detach())) < 1e-12
+    # conjugate gradients are no linear map of their right-hand side, but have its scale
+    (gradient,) = torch.autograd.grad(result.sum(), scores)
+    assert abs((gradient * scores).sum() - result.sum()) < 1e-9

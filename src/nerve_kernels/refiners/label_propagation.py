@@ -75,7 +75,8 @@ def _compiled_solver(
 ) -> Callable[[Tensor, int, float], Tensor] | None:
     """All steps on a stencil in one call: (right, iterations, relative tolerance) to X; None where there is none."""
     arguments = affinity.operator_arguments()
-    if arguments.local_kind != "stencil" or why_unsupported_cpp(y, affinity.values) is not None:
+    tracked = torch.is_grad_enabled() and (y.requires_grad or affinity.values.requires_grad)  # it has no gradient
+    if tracked or arguments.local_kind != "stencil" or why_unsupported_cpp(y, affinity.values) is not None:
         return None
     grid, offsets = list(arguments.grid), [step for offset in arguments.offsets() for step in offset]
 
