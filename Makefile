@@ -6,7 +6,9 @@ VENV ?= .venv
 JOBS ?= 2
 
 BIN := $(VENV)/bin
-# --no-compile: Python compiles the modules that are used when they are first used, not thousands that never are.
+# --no-compile: Python compiles the modules that are used when they are first used, not thousands that never are. It has
+# to be allowed to keep them: else each of the hundred processes that the tests start compiles torch and all else again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # Tests run in $(JOBS) processes, so each gets one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
