@@ -1,4 +1,4 @@
-"""Runs the kernels and their mutants in Triton's interpreter, each file in a process of its own.
+"""Runs the kernels and their mutants in Triton's interpreter, in processes of their own.
 
 The switch must be set before triton is imported, and would make every other test in the process interpreted too.
 """
@@ -17,13 +17,14 @@ HERE = Path(__file__).parent
 NUMPY_WARNINGS = "ignore:::triton.runtime.interpreter"  # NaN and log 0, where tests ask for them
 
 
-FILES = ["kernels", "mutants", "statistics", "walk", "walk_mutants", "packed_walk", "sparse_walk"]
+FILES = ["kernels statistics", "walk sparse_walk", "packed_walk", "mutants walk_mutants"]  # of a process
 
 
-@pytest.mark.parametrize("file", [f"interpreted_{name}.py" for name in FILES])
-def test_in_the_interpreter(file):
+@pytest.mark.parametrize("files", FILES)
+def test_in_the_interpreter(files):
+    paths = [str(HERE / f"interpreted_{name}.py") for name in files.split()]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", NUMPY_WARNINGS, str(HERE / file)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", NUMPY_WARNINGS, *paths],
         cwd=HERE.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
