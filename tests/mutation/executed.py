@@ -46,6 +46,10 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+# Coverage cannot write its own file there either, and says so. They run on mutants, after those that are known.
+DISTURBED = ["tests/cli/test_failures.py::test_a_write_that_fails_half_way_leaves_nothing"]
+
+
 @dataclass(frozen=True)
 class Executed:
     """What a run of an area's tests found.
@@ -144,6 +148,7 @@ def executed_lines(area: str, folder: Path) -> Executed:
     settings.write_text(f"[run]\ndata_file = {data}\nsource = {source}\npatch =\n    subprocess\n    fork\n")
     durations = folder / f"{area}.durations"
     covering = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
+    covering += [f"--deselect={test}" for test in DISTURBED]
     code, printed = run_tests([*covering, *area_tests(area)], sources, 3600, **{DURATIONS: str(durations)})
     if code != 0:
         sys.exit(f"tests/{area} fail without any mutant:\n{printed}")
