@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,15 @@ def build_directly(project: Path, environment: dict[str, str]) -> Build:
     return run_build([sys.executable, "-c", code], project, environment)
 
 
+def quick_compiler(folder: Path) -> str:
+    """The compiler of this environment without optimisation: the extension that the other tests run has it."""
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    script = folder / "quick_compiler"
+    script.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n', encoding="utf-8")
+    script.chmod(0o755)
+    return str(script)
+
+
 @pytest.fixture(scope="session")
 def native_build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The wheel as it is built where there is a compiler and CUDA_HOME is not set; one for all test processes."""
@@ -107,7 +117,8 @@ def native_build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     with FileLock(shared / "native_build.lock"):
         project, log = shared / "native_build", shared / "native_build.log"
         if not log.exists():
-            build = build_with_pip(copy_project(project), build_environment(CUDA_HOME=None))
+            environment = build_environment(CUDA_HOME=None, CXX=quick_compiler(shared))
+            build = build_with_pip(copy_project(project), environment)
             log.write_text(build.log)
         (wheel,) = (project / "dist").glob("*.whl")
         return Build(wheel, log.read_text(), project / "unpacked")
