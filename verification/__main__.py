@@ -17,7 +17,7 @@ JOBS = os.environ.get("JOBS", "2")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 OLDEST_TRITON = "3.6.0"  # that pyproject.toml promises
 BUILD = ROOT / "build" / "verify"
-INTERPRETED = {"walk_ptx": "the walk's step", "kernels_ptx": "windows, gradients and averages"}
+INTERPRETED = {"walk_ptx": "the walk's step", "kernels_ptx": "windows, gathers, gradients and averages"}
 EMULATED_TESTS = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", JOBS, "tests/verification/emulation")
 
 
@@ -94,6 +94,13 @@ CHECKS = (
         rung="6",
         needs=(module("ttsem"),),
         optional=True,
+    ),
+    Check(
+        "Bytes of a step over pixels of 480 × 640, within 1.3 times the least",
+        python("-m", "verification.stencil_traffic"),
+        rung="7",
+        environment=ONE_THREAD,
+        needs=(module("triton"),),
     ),
     *(
         Check(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from benchmarks.operations.problems import ALPHA, BETA, Problem
 from benchmarks.operations.registry import Operation, Size
 from tests.gpu import test_real_sizes as real
 from tests.gpu import test_triton_walk_on_gpu as walks
+from verification import sparse_launches
 
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._operators import dispatch, library
@@ -83,6 +85,10 @@ def of_real_sizes() -> None:
             q = torch.empty(1, layer.side**2, layer.heads, layer.head_size, dtype=dtype, device="meta").transpose(1, 2)
             square = [(side, side) for side in (layer.side, layer.window, layer.cells)]
             launches(q, q, None, *square, layer.head_size**-0.5, BETA, torch.float32, False)
+        for name in ("stencil", "graph"):
+            sparse = sparse_launches.SIZES[name]
+            seeds = torch.empty(1, math.prod(sparse.grid), sparse.labels, device="meta")
+            implementation("random_walk")(seeds, sparse.affinity(dtype), ALPHA, sparse_launches.STEPS, False)
         for walk in real.WALKS.values():
             seeds = torch.empty(1, walk.side**2, walk.labels, device="meta")
             square = [(side, side) for side in (walk.side, walk.window, walk.cells)]
@@ -93,8 +99,8 @@ def of_walk_tests() -> None:
     """Plan what the tests of the walk and of its gradient start."""
     for kind in walks.KINDS:
         for size in walks.SIZES.values():
-            problem = walks.Problem(kind=kind, batch=2, steps=5, **size)
-            arguments = walks.converted(problem.arguments(), lambda tensor: tensor.to("meta"))
+            problem = walks.problem_of(kind, batch=2, steps=5, **size)
+            arguments = walks.on_device(problem.arguments(), "meta")
             for dtype in walks.TOLERANCE:
                 stored = [
                     part.map(lambda tensor, dtype=dtype: tensor.to(dtype))

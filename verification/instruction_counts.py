@@ -1,11 +1,13 @@
 """Counts the instructions of a compiled kernel, loop by loop, out of the machine code of an NVIDIA GPU.
 
 A program's warp instructions are those outside of loops, and those of each loop times how often it is gone through.
-``python -m verification.instruction_counts`` prints them for a step of the walk on a packed affinity.
+``python -m verification.instruction_counts`` prints them for a step of the walk on a packed affinity, on a stencil over
+pixels, and on a graph.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -17,6 +19,8 @@ import triton
 from triton.compiler import ASTSource
 from verification.attention_launches import PRECISIONS
 from verification.inspection import NVIDIA_TOOLS, TARGETS, specialised
+from verification.sparse_launches import SIZES as SPARSE_SIZES
+from verification.sparse_launches import GraphSize, StencilSize, sparse_launches
 from verification.walk_launches import SIZES, packed_launches
 
 from nerve_kernels._triton.launch import Launch
@@ -32,13 +36,13 @@ class Loop:
     opcodes: Counter[str] = field(default_factory=Counter)
     loops: list[Loop] = field(default_factory=list)
 
-    def count(self, trips: Sequence[int]) -> int:
+    def count(self, trips: Sequence[float]) -> float:
         """Instructions of one warp; ``trips`` are those of all loops, in the order of their labels."""
         total, _ = self._count(list(trips))
         return total
 
-    def _count(self, trips: list[int]) -> tuple[int, list[int]]:
-        total = self.opcodes.total()
+    def _count(self, trips: list[float]) -> tuple[float, list[float]]:
+        total: float = self.opcodes.total()
         for loop in self.loops:
             if not trips:
                 raise ValueError(f"trips: expected a number for each of the loops, found {self.shape()}")
@@ -99,6 +103,24 @@ def machine_code(launch: Launch) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def sparse_trips(size: StencilSize | GraphSize, launch: Launch) -> list[float]:
+    """Of the loops of a step on a stencil, the mean over its tiles, or of one on a graph with rows of one length."""
+    if isinstance(size, GraphSize):
+        return [math.ceil(size.entries / launch.constants["ENTRIES"])]
+    rows, columns = launch.constants["TILE_ROWS"], launch.constants["TILE_COLUMNS"]
+    tiles = [(top, left) for top in range(0, size.grid[0], rows) for left in range(0, size.grid[1], columns)]
+
+    def is_inner(top: int, left: int, dilation: int) -> bool:
+        y, x = (dilation * (side // 2) for side in size.window)
+        return y <= top and top + rows + y <= size.grid[0] and x <= left and left + columns + x <= size.grid[1]
+
+    inner = sum(is_inner(*tile, dilation) for tile in tiles for dilation in size.dilations)
+    share, places = inner / (len(tiles) * len(size.dilations)), launch.arguments["places"]
+    unrolled, rest = divmod(places, launch.constants["UNROLL"])
+    dilations = [len(size.dilations)] if len(size.dilations) > 1 else []  # one is no loop
+    return [*dilations, share * unrolled, share * rest, (1 - share) * places]
+
+
 def main() -> None:
     """Print the table."""
     print(f"Triton {triton.__version__}; a step: million warp instructions, microseconds to issue 20 steps, spills")
@@ -112,6 +134,13 @@ def main() -> None:
             count = loop.count(trips) * launch.warps * launch.programs
             spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
             print(f"{precision}{mark:28} {count / 1e6:7.2f} {20 * issue_microseconds(count):7.1f} {spills}")
+        launches = sparse_launches(PRECISIONS[precision][0])
+        for name, size in SPARSE_SIZES.items():
+            (launch,) = launches[f"random_walk, {name}"]
+            code = machine_code(launch)
+            count = loops_of(code).count(sparse_trips(size, launch)) * launch.warps * launch.programs
+            spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+            print(f"{precision} {name:42} {count / 1e6:7.2f} {20 * issue_microseconds(count):7.1f} {spills}")
 
 
 if __name__ == "__main__":

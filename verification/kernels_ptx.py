@@ -1,4 +1,4 @@
-"""The relatives of the walk's step, compiled for sm_80 and interpreted on the CPU: windows, gradients, averages.
+"""Relatives of the walk's step, compiled for sm_80 and interpreted on the CPU: windows, gradients, averages, gathers.
 
 Triton's analysis of axes once took a mask for equal on neighbours where it was not, and merged it: the compiled step
 was wrong where its source, and Triton's own interpreter, were right. These kernels have masks of the same making. Every
@@ -18,15 +18,19 @@ from typing import Any
 
 import torch
 from benchmarks.tables import write_rows
+from tests.triton.sparse_walk_problems import SparseProblem
 from torch import Tensor
 from verification.checks import ROOT
 from verification.walk_ptx import Compiled, compile_ptx, interpret, relative_error
 
 from nerve_kernels import reference
+from nerve_kernels._operators.walk.affinity_operator import AffinityOperator
 from nerve_kernels._triton.attention import local_affinity
-from nerve_kernels._triton.launch import Launch
-from nerve_kernels._triton.walk import walk_gradients, walk_pooling
-from nerve_kernels.grids import window_neighbours
+from nerve_kernels._triton.launch import Launch, recording
+from nerve_kernels._triton.walk import random_walk, walk_gradients, walk_pooling
+from nerve_kernels._triton.walk.sparse_gradients import sparse_gradient
+from nerve_kernels._triton.walk.sparse_step import sparse_local
+from nerve_kernels.grids import stencil_neighbours, window_neighbours
 
 RESULTS = ROOT / "build" / "verify" / "kernels_ptx.csv"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -98,6 +102,31 @@ def division_case(rows: int, labels: int) -> PtxCase:
     return PtxCase([walk_pooling.plan_division(p, out)], out, p.double() / torch.where(total == 0, 1, total), 1e-6)
 
 
+def sparse_case(kind: str, part: str, **options: Any) -> PtxCase:
+    """Of a stencil or a graph, two steps of the walk, the product with Sᵀ, or the gradient of the values."""
+    problem = SparseProblem(kind=kind, **options)
+    seeds, affinity, *_ = arguments = problem.arguments()
+    if part == "walk":
+        with recording() as found:
+            out = random_walk.run(*arguments)
+        out.fill_(math.nan)
+        return PtxCase(found, out, problem.expected(), 1e-6)
+    local, matrix, p = sparse_local(affinity), problem.affinity(), seeds.float()
+    assert local is not None
+    if part == "transpose":
+        out = torch.full(p.shape, math.nan)
+        planned = local.transpose().plan(p, None, out, 0.0, 0.5).parts
+        return PtxCase([launch for launch, _ in planned], out, 0.5 * matrix.transpose(1, 2) @ p.double(), 1e-6)
+    adjoint = _random(*p.shape, seed=10)
+    gradient = sparse_gradient(local)
+    wide = AffinityOperator(affinity.map(Tensor.double), torch.float64)
+    expected = wide.gradient(0.5 * adjoint.double(), p.double())[0]
+    assert expected is not None
+    if not affinity.clamp and affinity.row_pointers is None:
+        expected = torch.where(stencil_neighbours(problem.grid, affinity.offsets(), False)[1], expected, 0)
+    return PtxCase([gradient.plan(adjoint, p, 0.5)], gradient.values, expected, 1e-6)
+
+
 # sides that are no multiples of tiles; windows that are square and not; labels with and without a remainder
 CASES: dict[str, Callable[[], PtxCase]] = {
     "local_affinity, fp32": lambda: local_case(torch.float32, (6, 11), (3, 5)),
@@ -109,6 +138,16 @@ CASES: dict[str, Callable[[], PtxCase]] = {
     "averages of even cells, 21 labels": lambda: average_case((8, 16), (2, 4), 21),
     "averages of uneven cells, 32 labels": lambda: average_case((7, 13), (3, 5), 32),
     "division of rows": lambda: division_case(37, 21),
+    "walk on a stencil, fp32": lambda: sparse_case("stencil", "walk", grid=(9, 18)),
+    "walk on a stencil with its border repeated, fp16": lambda: sparse_case(
+        "clamped", "walk", grid=(9, 18), dtype=torch.float16, planar=False, labels=21
+    ),
+    "walk on a graph, bf16": lambda: sparse_case("graph", "walk", dtype=torch.bfloat16, labels=21),
+    "transpose of a stencil": lambda: sparse_case("stencil", "transpose", grid=(9, 18)),
+    "transpose of a stencil with its border repeated": lambda: sparse_case("clamped", "transpose"),
+    "transpose of a graph": lambda: sparse_case("graph", "transpose"),
+    "stencil values' gradient": lambda: sparse_case("stencil", "gradient"),
+    "graph values' gradient": lambda: sparse_case("graph", "gradient", labels=33),
 }
 
 

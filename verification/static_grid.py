@@ -22,6 +22,7 @@ from torch import Tensor
 from verification.attention_launches import HEAD_SIZES, PRECISIONS, attention_launches, machine_with, map_launches
 from verification.checks import ROOT
 from verification.inspection import SHARED_MEMORY_LIMIT, TARGETS, Compiled, compile_for, rows_allow_wide_loads
+from verification.sparse_launches import sparse_launches
 from verification.walk_launches import walk_launches
 
 from nerve_kernels._triton.launch import Launch
@@ -37,8 +38,9 @@ def launches(precision: str, head_size: int, target: str) -> Iterator[tuple[str,
             found = attention_launches(precision, head_size)
         else:
             found = walk_launches(precision)
-            if precision != "tf32":  # which means nothing to maps
-                found |= map_launches(PRECISIONS[precision][0])
+            if precision != "tf32":  # which means nothing to maps, or where nothing is multiplied as a matrix
+                dtype = PRECISIONS[precision][0]
+                found |= map_launches(dtype) | sparse_launches(dtype)
     for operation, several in found.items():
         for launch in several:
             yield operation, launch
@@ -56,6 +58,8 @@ def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> l
     if has_dot and precision != "fp32" and not compiled.tensor_core_instructions:
         found.append("no tensor-core instruction")
     matrix = next((launch.arguments[name] for name in ("q", "maps", "u") if name in launch.arguments), None)
+    if launch.constants.get("P_ALIGN") == 4:  # rows of P made for it
+        matrix = launch.arguments["p"]
     narrow = matrix is not None and rows_allow_wide_loads(matrix) and not compiled.loads_of_128_bits
     if narrow and not copied_in_halves(launch, matrix, triton.__version__):
         found.append("no 128-bit load although rows are aligned")

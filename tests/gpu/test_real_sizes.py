@@ -128,6 +128,41 @@ def check_walk(walk: Walk, dtype: torch.dtype, device: str, backend: str | None)
     assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 2e-4)
 
 
+def check_sparse(kind: str, small: bool, dtype: torch.dtype, device: str, backend: str | None) -> None:
+    """Ten steps over pixels as PAMR sees them, planes of weights at six dilations; or over 400 neighbours a token."""
+    generator = torch.Generator().manual_seed(2)
+
+    def stochastic(*shape: int, dim: int) -> Tensor:
+        weights = torch.rand(shape, generator=generator)
+        return (weights / weights.sum(dim, keepdim=True)).to(device, dtype)
+
+    affinity: nk.LocalAffinity | nk.GraphAffinity
+    if kind == "pixels":
+        grid, dilations = ((12, 20), (1, 2, 9)) if small else ((480, 640), (1, 2, 4, 8, 12, 24))
+        tokens = grid[0] * grid[1]
+        values = stochastic(1, 8 * len(dilations), tokens, dim=1).transpose(1, 2)
+        options = {"window": 3, "dilations": dilations, "centre": False, "border": "clamp"}
+        affinity = nk.LocalAffinity(values, grid=grid, **options)
+    else:
+        tokens, count = (60, 7) if small else (4096, 400)
+        columns = torch.randint(0, tokens, (1, tokens * count), generator=generator, dtype=torch.int32).to(device)
+        pointers = torch.arange(0, tokens * count + 1, count).to(device)
+        affinity = nk.GraphAffinity(pointers, columns, stochastic(1, tokens, count, dim=2).flatten(1))
+    seeds = torch.randn(1, tokens, 5 if small else 21, generator=generator).softmax(-1).to(device)
+    result = nk.random_walk(seeds, affinity, alpha=0.8, steps=10, normalize=False, backend=backend)
+    double = affinity.to(torch.float64)
+    expected = nk.random_walk(seeds.double(), double, alpha=0.8, steps=10, normalize=False, backend="eager")
+    assert relative_error(result, expected) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["pixels", "neighbours"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpu), "cpu"])
+def test_sparse_walk(kind: str, dtype: torch.dtype, device: str) -> None:
+    on_cuda = device == "cuda"
+    check_sparse(kind, not on_cuda, dtype, device, "triton" if on_cuda else "eager")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpu), "cpu"])

@@ -7,7 +7,9 @@ import importlib
 import pytest
 import torch
 from tests.ops.problems import relative_error
-from tests.triton.walk_problems import KINDS, Problem
+from tests.triton.sparse_walk_problems import SPARSE_KINDS, SparseProblem
+from tests.triton.walk_problems import KINDS as WINDOW_KINDS
+from tests.triton.walk_problems import Problem
 
 from nerve_kernels._arguments import AffinityArguments, match_gradient
 
@@ -16,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU visible to torch"),
 ]
 
+KINDS = (*WINDOW_KINDS, *SPARSE_KINDS)
 SIZES = {
     "even": {"grid": (64, 64), "window": (7, 7), "cells": (16, 16), "labels": 21},
     "uneven": {"grid": (37, 29), "window": (5, 9), "cells": (7, 5), "labels": 33},
@@ -28,13 +31,28 @@ def operation(name: str):
     return importlib.import_module(f"nerve_kernels._triton.walk.{name}").run
 
 
+def problem_of(kind, **options):
+    return (SparseProblem if kind in SPARSE_KINDS else Problem)(kind=kind, **options)
+
+
 def converted(arguments, convert):
     kinds = {torch.Tensor: convert, AffinityArguments: lambda affinity: affinity.map(convert)}
     return [kinds.get(type(item), lambda other: other)(item) for item in arguments]
 
 
+def on_device(arguments, device):
+    """With the indices of a graph, which ``converted`` leaves as they are."""
+
+    def moved(item):
+        if not isinstance(item, AffinityArguments) or item.row_pointers is None:
+            return item
+        return item._replace(row_pointers=item.row_pointers.to(device), columns=item.columns.to(device))
+
+    return [moved(item) for item in converted(arguments, lambda tensor: tensor.to(device))]
+
+
 def on_gpu(arguments):
-    return converted(arguments, torch.Tensor.cuda)
+    return on_device(arguments, "cuda")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -42,7 +60,7 @@ def on_gpu(arguments):
 @pytest.mark.parametrize("kind", KINDS)
 def test_walk(kind, size, dtype):
     """Against the stored weights: what is lost beyond their own rounding."""
-    problem = Problem(kind=kind, dtype=dtype, batch=2, steps=5, **SIZES[size])
+    problem = problem_of(kind, dtype=dtype, batch=2, steps=5, **SIZES[size])
     result = operation("random_walk")(*on_gpu(problem.arguments()))
     assert relative_error(result.cpu(), problem.expected()) < TOLERANCE[dtype]
 
@@ -51,7 +69,7 @@ def test_walk(kind, size, dtype):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind, size, affinity_batch):
-    problem = Problem(kind=kind, batch=2, affinity_batch=affinity_batch, steps=5, **SIZES[size])
+    problem = problem_of(kind, batch=2, affinity_batch=affinity_batch, steps=5, **SIZES[size])
     arguments = problem.arguments()
     grad = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1))
     found = operation("random_walk_backward")(*on_gpu([grad, *arguments]))
@@ -65,7 +83,7 @@ def test_gradients(kind, size, affinity_batch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cuda_graph_replays_the_walk(kind):
-    arguments = on_gpu(Problem(kind=kind, steps=5, **SIZES["even"]).arguments())
+    arguments = on_gpu(problem_of(kind, steps=5, **SIZES["even"]).arguments())
     run = operation("random_walk")
     expected = run(*arguments)
     graph = torch.cuda.CUDAGraph()
@@ -82,7 +100,7 @@ def test_a_cuda_graph_replays_the_walk(kind):
 @pytest.mark.parametrize("name", ["random_walk", "random_walk_backward"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_every_time(kind, name):
-    arguments = on_gpu(Problem(kind=kind, batch=2, steps=5, **SIZES["uneven"]).arguments())
+    arguments = on_gpu(problem_of(kind, batch=2, steps=5, **SIZES["uneven"]).arguments())
     if name == "random_walk_backward":
         arguments = [torch.ones_like(arguments[0]), *arguments]
     first = operation(name)(*arguments)
@@ -92,8 +110,9 @@ def test_the_same_bits_every_time(kind, name):
         assert all(torch.equal(left, right) for left, right in pairs)
 
 
-def test_nothing_waits_for_the_gpu():
-    arguments = on_gpu(Problem(kind="mixed", steps=3, **SIZES["even"]).arguments())
+@pytest.mark.parametrize("kind", ["mixed", "mixed clamped", "mixed graph"])
+def test_nothing_waits_for_the_gpu(kind):
+    arguments = on_gpu(problem_of(kind, steps=3, **SIZES["even"]).arguments())
     grad = torch.ones_like(arguments[0])
     operation("random_walk")(*arguments)  # compiled before
     operation("random_walk_backward")(grad, *arguments)

@@ -17,7 +17,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from tests.triton.mutation import kernels_with
 from verification import kernels_ptx
-from verification.kernels_ptx import PtxCase, average_case, check, division_case, gradient_case, local_case
+from verification.kernels_ptx import (
+    PtxCase,
+    average_case,
+    check,
+    division_case,
+    gradient_case,
+    local_case,
+    sparse_case,
+)
 from verification.walk_ptx import Compiled, compile_ptx
 
 from nerve_kernels._triton.launch import Launch
@@ -28,6 +36,8 @@ SMALL: dict[str, Callable[[], PtxCase]] = {
     "gradient": lambda: gradient_case((3, 9), (3, 3), 22),
     "average": lambda: average_case((5, 7), (2, 3), 22),
     "division": lambda: division_case(9, 22),
+    "stencil": lambda: sparse_case("stencil", "walk", grid=(3, 4), dilations=(2,)),
+    "graph's transpose": lambda: sparse_case("graph", "transpose", grid=(3, 4)),
 }
 
 
@@ -59,6 +69,16 @@ def test_a_mask_of_windows_that_is_merged_is_seen(tmp_path: Path) -> None:
     assert faults.startswith("error")
 
 
+def test_rows_that_a_stencil_takes_for_aligned_are_seen() -> None:
+    """Seeds of 5 labels read as if each row began at 16 bytes."""
+    case = SMALL["stencil"]()
+    first, *others = case.launches
+    first = dataclasses.replace(
+        first, constants=first.constants | {"P_ALIGN": 4}, arguments=first.arguments | {"p_units": 2}
+    )
+    assert "error" in check(dataclasses.replace(case, launches=[first, *others]))["faults"]
+
+
 def test_what_is_not_written_is_seen() -> None:
     case = SMALL["average"]()
     fewer = [dataclasses.replace(launch, programs=launch.programs - 1) for launch in case.launches]
@@ -73,4 +93,9 @@ def test_every_relative_of_the_step_is_interpreted() -> None:
         "window_values_gradient_kernel",
         "average_cells_kernel",
         "divide_rows_kernel",
+        "stencil_step_kernel",
+        "fold_margin_kernel",
+        "stencil_values_gradient_kernel",
+        "graph_step_kernel",
+        "graph_values_gradient_kernel",
     }

@@ -31,19 +31,23 @@ FOLDED = 1024
 
 @triton.jit
 def gather_places(
-    total, p_base, values_base, values_column, values_row, p_pitch, p_label, y, x, valid, dilation, height, width,
+    total, p_base, values_base, values_column, values_row, p_pitch, p_label, y, x, valid,
+    dilation, places, height, width,
     INSIDE: tl.constexpr, CLAMP: tl.constexpr, TRANSPOSED: tl.constexpr, CENTRE: tl.constexpr,
     WINDOW_ROWS: tl.constexpr, WINDOW_COLUMNS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``total`` with what one dilation adds. With INSIDE none of its places is beyond the border: each is a shift."""
-    places: tl.constexpr = WINDOW_ROWS * WINDOW_COLUMNS - (not CENTRE)
+    """``total`` with what one dilation adds, and where the values of the next begin.
+
+    With INSIDE none of its places is beyond the border: each is a shift.
+    """
+    half: tl.constexpr = WINDOW_ROWS * WINDOW_COLUMNS // 2
     rows = y.to(tl.int64) * width + x
     own_p = p_base + (rows * p_pitch)[:, None] + p_label[None, :]
     own_values = values_base + rows * values_row
     for index in tl.range(0, places, loop_unroll_factor=UNROLL):
         place = index
         if not CENTRE:
-            place += index // (places // 2)  # past the one that is left out
+            place += index // half  # past the one that is left out
         dy = dilation * (place // WINDOW_COLUMNS - WINDOW_ROWS // 2)
         dx = dilation * (place % WINDOW_COLUMNS - WINDOW_COLUMNS // 2)
         if TRANSPOSED:
@@ -67,14 +71,14 @@ def gather_places(
         total += weight.to(tl.float32)[:, None] * neighbour.to(tl.float32)
         values_base += values_column
         own_values += values_column
-    return total
+    return total, values_base
 
 
 @triton.jit
 def stencil_step_kernel(
     p, base, values, dilations, out,
     p_batch, p_units, base_batch, base_units, out_batch, out_units, values_batch, values_row, values_column,
-    labels, height, width, margin_rows, margin_columns, dilation_count, base_share, local_share,
+    labels, height, width, margin_rows, margin_columns, dilation_count, places, base_share, local_share,
     P_ALIGN: tl.constexpr, BASE_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr,
     BASE: tl.constexpr, CLAMP: tl.constexpr, TRANSPOSED: tl.constexpr, NORMALIZE: tl.constexpr,
     CENTRE: tl.constexpr, WINDOW_ROWS: tl.constexpr, WINDOW_COLUMNS: tl.constexpr,
@@ -98,7 +102,6 @@ def stencil_step_kernel(
 
     p_base, values_base = p + batch * p_batch, values + batch * values_batch
     p_label = row_places(label, p_units, P_ALIGN)
-    places: tl.constexpr = WINDOW_ROWS * WINDOW_COLUMNS - (not CENTRE)
     total = tl.zeros([TILE_ROWS * TILE_COLUMNS, LABELS], tl.float32)
     for number in range(dilation_count):
         dilation = tl.load(dilations + number)
@@ -106,17 +109,15 @@ def stencil_step_kernel(
         inside = (top >= reach_y) & (top + TILE_ROWS + reach_y <= height)
         inside = inside & (left >= reach_x) & (left + TILE_COLUMNS + reach_x <= width)
         if inside:
-            total = gather_places(
+            total, values_base = gather_places(
                 total, p_base, values_base, values_column, values_row, p_pitch, p_label, y, x, valid,
-                dilation, height, width, True, CLAMP, TRANSPOSED, CENTRE, WINDOW_ROWS, WINDOW_COLUMNS, UNROLL,
+                dilation, places, height, width, True, CLAMP, TRANSPOSED, CENTRE, WINDOW_ROWS, WINDOW_COLUMNS, UNROLL,
             )  # fmt: skip
         else:
-            total = gather_places(
+            total, values_base = gather_places(
                 total, p_base, values_base, values_column, values_row, p_pitch, p_label, y, x, valid,
-                dilation, height, width, False, CLAMP, TRANSPOSED, CENTRE, WINDOW_ROWS, WINDOW_COLUMNS, 1,
+                dilation, places, height, width, False, CLAMP, TRANSPOSED, CENTRE, WINDOW_ROWS, WINDOW_COLUMNS, 1,
             )  # fmt: skip
-        for _ in tl.static_range(places):
-            values_base += values_column
     total = tl.where((label < labels)[None, :], total * local_share, 0.0)
     rows = out_y.to(tl.int64) * out_width + out_x
     if BASE:
@@ -211,13 +212,20 @@ class StencilStep:
             | {"values_batch": batch_stride(values), "values_row": values.stride(1), "values_column": values.stride(2)}
             | {"labels": out.shape[2], "height": height, "width": width}
             | {"margin_rows": margin[0], "margin_columns": margin[1], "dilation_count": len(affinity.dilations)}
+            | {"places": values.shape[2] // len(affinity.dilations)}  # as an argument: unrolled whole, they spill
             | {"base_share": shares[0], "local_share": shares[1]},
             aligned
             | {"BASE": base is not None, "CLAMP": affinity.clamp, "TRANSPOSED": self.transposed}
             | {"NORMALIZE": normalize, "CENTRE": affinity.centre}
             | {"WINDOW_ROWS": affinity.window[0], "WINDOW_COLUMNS": affinity.window[1]}
-            | {"TILE_ROWS": rows, "TILE_COLUMNS": columns, "LABELS": block, "UNROLL": aligned["P_ALIGN"]},
-            8 if rows * columns * block == ACCUMULATORS else 4,
+            | {
+                "TILE_ROWS": rows,
+                "TILE_COLUMNS": columns,
+                "LABELS": block,
+                "UNROLL": min(aligned["P_ALIGN"], values.element_size()),
+            },
+            # addresses of single labels take more registers than those of four
+            max(1, rows * columns * block // (512 if aligned["P_ALIGN"] == 4 else 256)),
             1,
         )
 
