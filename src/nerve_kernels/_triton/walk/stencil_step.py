@@ -222,10 +222,10 @@ class StencilStep:
                 "TILE_ROWS": rows,
                 "TILE_COLUMNS": columns,
                 "LABELS": block,
-                "UNROLL": min(aligned["P_ALIGN"], values.element_size()),
+                "UNROLL": min(4, aligned["P_ALIGN"]),
             },
             # addresses of single labels take more registers than those of four
-            max(1, rows * columns * block // (512 if aligned["P_ALIGN"] == 4 else 256)),
+            max(1, rows * columns * block // (512 if aligned["P_ALIGN"] >= 4 else 256)),
             1,
         )
 
