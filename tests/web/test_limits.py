@@ -79,6 +79,11 @@ def test_settings_that_would_take_long():
         check_settings(NerveConfig(window=33))
 
 
+def test_a_request_holds_the_largest_file_and_little_more():
+    largest = 4 * -(-limits.MAX_FILE_BYTES // 3)  # as base64
+    assert largest + 1000 < MAX_BODY_BYTES < largest + 2**17
+
+
 HOST = {b"host": b"localhost:7860"}
 TOO_LONG = {b"content-length": str(MAX_BODY_BYTES + 1).encode()}
 

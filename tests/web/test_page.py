@@ -45,6 +45,13 @@ def test_the_first_scene_is_shown_once_the_models_are_there(page):
     assert all(image is not None for image in (last[row] for row in page.rows))
 
 
+def test_nothing_can_be_run_or_downloaded_before_it_is_there(page):
+    buttons = [page.run_button, *page.downloads.values()]
+    assert [button.interactive for button in buttons] == [False] * len(buttons)
+    shown = {part: change for changes in page.on_load(*SETTINGS) for part, change in changes.items()}
+    assert [shown[button].interactive for button in buttons] == [True] * len(buttons)
+
+
 def test_loading_and_failing_are_said(workbench):
     gate = threading.Event()
 

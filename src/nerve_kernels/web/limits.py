@@ -70,7 +70,6 @@ def read_image(content: bytes) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _refuse_too_many_pixels(*opened.size)
             opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG is then decoded small at once
-            opened.load()
             image = load_image(opened)
     except RefusedError:
         raise
