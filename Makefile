@@ -37,24 +37,25 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml setup.py $(wildcard 
 	@$(PIP) --no-build-isolation --editable '.[segmentation]'
 	@touch $@
 
+# What is installed already satisfies nerve-kernels[…]: only the extra's libraries come, and nothing is compiled again.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@echo "== installing the tools for tests, lint and benchmarks: [dev]"
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) 'nerve-kernels[dev]'
 	@touch $@
 
 $(VENV)/.stamp-release: $(VENV)/.stamp-dev
 	@echo "== installing the tools for releases: [release]"
-	@$(PIP) --no-build-isolation --editable '.[release]'
+	@$(PIP) 'nerve-kernels[release]'
 	@touch $@
 
 $(VENV)/.stamp-web: $(VENV)/.stamp-package
 	@echo "== installing the page's libraries: [web]"
-	@$(PIP) --no-build-isolation --editable '.[web]'
+	@$(PIP) 'nerve-kernels[web]'
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-package
 	@echo "== installing what builds the documentation: [docs]"
-	@$(PIP) --no-build-isolation --editable '.[docs]'
+	@$(PIP) 'nerve-kernels[docs]'
 	@touch $@
 
 # ---- what users run -----------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ test: $(VENV)/.stamp-dev ## all tests that need no GPU, and the examples in the 
 
 web-test: $(VENV)/.stamp-dev ## the page in a real Chromium (skips, and says so, where there is none)
 	@echo "== the page in a headless Chromium"
-	@$(PIP) --no-build-isolation --editable '.[web-test]'
+	@$(PIP) 'nerve-kernels[web-test]'
 	@$(ONE_THREAD) $(BIN)/python -m pytest -q -rs -m browser tests/web/test_browser.py
 
 lint: $(VENV)/.stamp-dev ## ruff (rules and formatting) and mypy
@@ -122,7 +123,7 @@ fuzz: $(VENV)/.stamp-dev ## thousands of random pictures, command lines and call
 MUTANTS ?= 60
 SEED ?= 0
 mutants: $(VENV)/.stamp-dev ## small mistakes made on purpose, one at a time: do the tests notice? (an hour)
-	@$(PIP) --no-build-isolation --editable '.[mutants]'
+	@$(PIP) 'nerve-kernels[mutants]'
 	@$(BIN)/python -m tests.mutation --seed $(SEED) --mutants $(MUTANTS) --jobs $(JOBS)
 
 audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
