@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,16 @@ class BuildNativeOps(build_ext):
     def build_extension(self, ext: Any) -> None:
         if ext.name == CUDA_EXTENSION:
             self._build_with_nvcc(ext)
-        else:
-            super().build_extension(ext)
+            return
+        compile_one_by_one = self.compiler.compile
+
+        def compile_side_by_side(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                compiled = pool.map(lambda source: compile_one_by_one([source], **options), sources)
+                return [file for files in compiled for file in files]
+
+        self.compiler.compile = compile_side_by_side
+        super().build_extension(ext)
 
     def _configure(self, torch: Any) -> None:
         """Fill in what depends on torch, which setup() itself must not import: metadata are read without it."""
@@ -201,7 +210,9 @@ class WheelOfWhatWasBuilt(bdist_wheel):
 
 def cpu_extension() -> Extension:
     """csrc/ops.cpp and csrc/cpu/. Instruction sets are chosen when called, so there is no -march here."""
-    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cpu/**/*.cpp"))]
+    # those that take longest first: the kernels, compiled for each instruction set
+    files = sorted(ROOT.glob("csrc/cpu/**/*.cpp"), key=lambda path: (path.parent.name != "kernels", str(path)))
+    sources = [*files, ROOT / "csrc" / "ops.cpp"]
     flags = ["/std:c++20", "/O2"]
     if os.name == "posix":
         flags = ["-std=gnu++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]

@@ -12,6 +12,7 @@ from tests.fuzz.judging import FUZZ, backends, dtypes, judge, probabilities, sma
 import nerve_kernels as nk
 from nerve_kernels import reference
 from nerve_kernels.grids import default_cells
+from nerve_kernels.reference.from_attention import _window_rows
 
 Grid = tuple[int, int]
 sides = st.one_of(st.integers(1, 6), st.sampled_from([9, 13]))
@@ -185,7 +186,7 @@ def test_from_dense(data, dtype, grid, batch, is_local):
     def expected() -> torch.Tensor:
         matrix, size, of = arguments["matrix"].double(), pair(arguments[name]), tuple(arguments["grid"])
         if is_local:
-            return reference._window_rows(matrix, of, size)
+            return _window_rows(matrix, of, size)
         average = reference.cell_average(of, size)
         return matrix @ (average > 0).double() @ average.T
 

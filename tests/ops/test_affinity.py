@@ -8,7 +8,7 @@ from tests.ops.problems import queries_and_keys, random_weights, relative_error,
 
 import nerve_kernels as nk
 from nerve_kernels import reference
-from nerve_kernels.grids import cell_edges, default_cells
+from nerve_kernels.grids import cell_edges, default_cells, window_neighbours
 
 GRIDS = [
     ((7, 11), (3, 5), (3, 4)),
@@ -151,7 +151,7 @@ def test_affinities_from_dense_maps_are_those_from_queries_and_keys():
 
 def test_values_outside_the_grid_are_never_read():
     problem = walk_problem(14, (4, 4), dtype=torch.float32)
-    outside = ~reference.window_neighbours((4, 4), (3, 3))[1]
+    outside = ~window_neighbours((4, 4), (3, 3))[1]
     poisoned = nk.LocalAffinity(problem.local.values.masked_fill(outside, float("nan")), grid=(4, 4), window=(3, 3))
     for backend in (None, "eager"):
         walked = nk.random_walk(problem.seeds, poisoned, alpha=0.9, steps=3, backend=backend)

@@ -22,7 +22,7 @@ from nerve_kernels.web.guard import HEADERS
 from nerve_kernels.web.page import Page
 from nerve_kernels.web.workbench import Workbench
 
-SETTINGS = [0.8, 0.0, 20, -2.3, 11]
+SETTINGS = [0.8, 0.0, 20, -2.3, 11, 1, "none"]
 
 
 class Server:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.output.files import write_atomic
 
 from .file_states import FileState
@@ -214,7 +215,18 @@ def _in_new_words(description: Any, models: Any, digest_of_weights: Callable[[],
         found["vocabulary"] = "image"
     if "weights" in found:
         found["models"] = models if found.pop("weights") == digest_of_weights() else "other weights"
+    variants = found.get("variants")
+    if isinstance(variants, dict):
+        found["variants"] = {name: _with_new_fields(settings) for name, settings in variants.items()}
     return found
+
+
+def _with_new_fields(settings: Any) -> Any:
+    """A config as today's has it: fields that came since have the default, with which everything is as it was."""
+    try:
+        return json.loads(NerveConfig.from_dict(settings).to_json())
+    except (ValueError, TypeError):
+        return settings
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

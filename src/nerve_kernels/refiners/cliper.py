@@ -50,7 +50,7 @@ def cliper(
         backend: ``None`` chooses; a named backend runs or raises.
 
     Returns:
-        Refined scores, shape and dtype of ``seeds``. No gradient: thresholds have none.
+        Refined scores, shape and dtype of ``seeds``. No gradient: asked for one, it raises.
 
     Raises:
         TypeError, ValueError: for a bad argument, named.

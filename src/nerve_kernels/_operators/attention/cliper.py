@@ -53,8 +53,14 @@ def fake(q: Tensor, k: Tensor, seeds: Tensor, scale: float, threshold: float) ->
     return seeds.new_empty(seeds.shape)
 
 
+def no_gradient(*arguments: object) -> tuple[None, ...]:
+    """Thresholds have none that would be of use."""
+    raise NotImplementedError("cliper: gradients are not implemented; take seeds.detach(), or the method 'nerve'")
+
+
 cliper = Operator(
     "cliper(Tensor q, Tensor k, Tensor seeds, float scale, float threshold) -> Tensor",
     eager=eager,
     fake=fake,
+    backward=no_gradient,
 )
