@@ -96,7 +96,7 @@ class RunFolder:
         file = self.folder / DESCRIPTION
         if file.exists():
             there = _read_json(file, "the description", "this folder")
-            difference = _difference(_in_new_words(there, plain.get("models"), digest_of_weights), plain)
+            difference = _difference(_in_new_words(there, plain, digest_of_weights), plain)
             if difference:
                 raise ValueError(
                     f"out: {self.folder} holds a run with {difference}; results of different runs are not mixed, so "
@@ -201,7 +201,7 @@ def digest(*parts: bytes | str) -> str:
     return sha.hexdigest()[:32]
 
 
-def _in_new_words(description: Any, models: Any, digest_of_weights: Callable[[], str]) -> Any:
+def _in_new_words(description: Any, now: dict[str, Any], digest_of_weights: Callable[[], str]) -> Any:
     """The description that a run has left, in today's words.
 
     Earlier, images were called pictures, and all weights had one digest; where that is the one of the weights now,
@@ -214,19 +214,20 @@ def _in_new_words(description: Any, models: Any, digest_of_weights: Callable[[],
     if found.get("vocabulary") == "picture":
         found["vocabulary"] = "image"
     if "weights" in found:
-        found["models"] = models if found.pop("weights") == digest_of_weights() else "other weights"
-    variants = found.get("variants")
-    if isinstance(variants, dict):
-        found["variants"] = {name: _with_new_fields(settings) for name, settings in variants.items()}
+        found["models"] = now.get("models") if found.pop("weights") == digest_of_weights() else "other weights"
+    if isinstance(found.get("variants"), dict) and isinstance(now.get("variants"), dict):
+        found["variants"] = {
+            name: _with_new_fields(settings, now["variants"].get(name)) for name, settings in found["variants"].items()
+        }
     return found
 
 
-def _with_new_fields(settings: Any) -> Any:
-    """A config as today's has it: fields that came since have the default, with which everything is as it was."""
-    try:
-        return json.loads(NerveConfig.from_dict(settings).to_json())
-    except (ValueError, TypeError):
+def _with_new_fields(settings: Any, now: Any) -> Any:
+    """A config with the fields that came since it was written, at their defaults, with which all is as it was."""
+    if not isinstance(settings, dict) or not isinstance(now, dict):
         return settings
+    defaults = json.loads(NerveConfig().to_json())
+    return {**{field: defaults[field] for field in now if field in defaults and field not in settings}, **settings}
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:
