@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from nerve_kernels._operators.dispatch import why_unsupported_cpp
 from nerve_kernels._operators.library import accumulation_dtype
 from nerve_kernels._operators.walk.conjugate_gradients import MAX_CYCLE, column_norms, iterate, solve_symmetric
 from nerve_kernels._operators.walk.cpp_affinity_operator import stencil_solve_cpp
-from nerve_kernels._operators.walk.minimal_residual import ROUNDING, SLOWEST, Effort
+from nerve_kernels._operators.walk.minimal_residual import Effort, correct_in_cycles
 from nerve_kernels.affinity import GraphAffinity, LocalAffinity
 
 SOLUTION_BYTES = 1 << 26
@@ -57,22 +56,22 @@ def _propagate(
     inner = _compiled_solver(affinity, y, alpha)
     if iterations is not None:
         right = y.to(accumulation_dtype(y))
-        solved = iterate(product, right, alpha, iterations, 0.0)[0] if inner is None else inner(right, iterations, 0.0)
+        solved = iterate(product, right, alpha, iterations, 0.0)[0] if inner is None else inner(right, 0.0, iterations)
         return solved.to(y.dtype)
     right, target = y.double(), tol * (1 - alpha)
     if inner is None:
         solution, residual = solve_symmetric(product, product, right, alpha, target, Effort())
     else:
-        solution, residual = _correct(inner, product, right, alpha, target)
-    bound = float(column_norms(residual).max()) / (1 - alpha) if y.numel() else 0.0
+        solution, residual, _ = correct_in_cycles(
+            inner, product, right, alpha, target, _largest_norm, dtypes=(torch.float32,)
+        )
+    bound = _largest_norm(residual) / (1 - alpha)
     if not bound <= tol:
         warnings.warn(f"label propagation: certified to {bound:.3g}, not to tol={tol:.3g}", stacklevel=4)
     return solution.to(y.dtype)
 
 
-def _compiled_solver(
-    affinity: GraphAffinity | LocalAffinity, y: Tensor, alpha: float
-) -> Callable[[Tensor, int, float], Tensor] | None:
+def _compiled_solver(affinity: GraphAffinity | LocalAffinity, y: Tensor, alpha: float) -> Callable[..., Tensor] | None:
     """All steps on a stencil in one call: (right, iterations, relative tolerance) to X; None where there is none."""
     arguments = affinity.operator_arguments()
     tracked = torch.is_grad_enabled() and (y.requires_grad or affinity.values.requires_grad)  # it has no gradient
@@ -80,7 +79,7 @@ def _compiled_solver(
         return None
     grid, offsets = list(arguments.grid), [step for offset in arguments.offsets() for step in offset]
 
-    def solve(right: Tensor, iterations: int, tolerance: float) -> Tensor:
+    def solve(right: Tensor, tolerance: float, iterations: int = MAX_CYCLE) -> Tensor:
         found: Tensor = stencil_solve_cpp(
             right, affinity.values, grid, offsets, arguments.clamp, alpha, iterations, tolerance
         )
@@ -89,24 +88,5 @@ def _compiled_solver(
     return solve
 
 
-def _correct(
-    solve: Callable[[Tensor, int, float], Tensor],
-    product: Callable[[Tensor], Tensor],
-    right: Tensor,
-    alpha: float,
-    target: float,
-) -> tuple[Tensor, Tensor]:
-    """(X, its residual in float64): solved in float32 for what the residual still is, until it is small or stays."""
-    best, residual = torch.zeros_like(right), right
-    norm = float(column_norms(residual).max()) if right.numel() else 0.0
-    while target < norm < math.inf:
-        goal = max(target / norm, ROUNDING[torch.float32] / (1 - alpha))
-        x = best + norm * solve((residual / norm).float(), MAX_CYCLE, goal)
-        left = right - x + alpha * product(x)
-        new_norm = float(column_norms(left).max())
-        if not new_norm < norm:
-            break
-        best, residual, settled, norm = x, left, new_norm > SLOWEST * norm, new_norm
-        if settled:
-            break
-    return best, residual
+def _largest_norm(columns: Tensor) -> float:
+    return float(column_norms(columns).max()) if columns.numel() else 0.0

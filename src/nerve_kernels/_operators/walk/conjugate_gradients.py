@@ -7,14 +7,12 @@ float64. Since ‖(I − αS)⁻¹‖₂ ≤ 1/(1 − α), a column's residual r
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from nerve_kernels._operators.checks import refusal
 
-from .minimal_residual import ROUNDING, SLOWEST, Effort, LinearMap
+from .minimal_residual import Effort, LinearMap, correct_in_cycles
 
 PRODUCTS_UNREAD = 4
 """Products between two looks at the residual, which wait for the device."""
@@ -61,26 +59,20 @@ def solve_symmetric(
 ) -> tuple[Tensor, Tensor]:
     """(X, its residual right − X + αSX in float64), no column beyond ``target`` in ‖·‖₂ if float64 can do that."""
     narrow, wide = effort.counted(narrow), effort.counted(wide)
-    best, residual = torch.zeros_like(right), right
     if not right.numel() or alpha == 0:
         return right, torch.zeros_like(right)
-    norm, dtype = effort.read(column_norms(residual).max()), torch.float32
-    while target < norm < math.inf:
-        goal = max(target / norm, ROUNDING[dtype] / (1 - alpha))
-        product = narrow if dtype == torch.float32 else wide
-        correction, bent = iterate(product, (residual / norm).to(dtype), alpha, MAX_CYCLE, goal, effort)
+
+    def cycle(scaled: Tensor, goal: float) -> Tensor:
+        product = narrow if scaled.dtype == torch.float32 else wide
+        correction, bent = iterate(product, scaled, alpha, MAX_CYCLE, goal, effort)
         if not bent:
             came = f"alpha = {alpha:.6g} and one beyond 1/alpha, with which there is no limit"
             do = "normalise it as D^-1/2 W D^-1/2, or give symmetric=False"
             raise ValueError(refusal("affinity", "no eigenvalue beyond 1 in magnitude (symmetric=True)", came, do))
-        x = best + norm * correction
-        left = right - x + alpha * wide(x)
-        new_norm = effort.read(column_norms(left).max())
-        progress = new_norm / norm
-        if new_norm < norm:
-            best, residual, norm = x, left, new_norm
-        if not progress < SLOWEST:
-            if dtype == torch.float64:
-                break
-            dtype = torch.float64
+        return correction
+
+    def largest_norm(columns: Tensor) -> float:
+        return effort.read(column_norms(columns).max())
+
+    best, residual, _ = correct_in_cycles(cycle, wide, right, alpha, target, largest_norm)
     return best, residual

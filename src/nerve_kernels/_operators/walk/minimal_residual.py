@@ -9,7 +9,7 @@ coefficients: they have the spectrum in common, and the small systems stay one p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +113,35 @@ def _correct(product: LinearMap, residual: Tensor, alpha: float, goal: float, ef
     return (coefficients.to(basis).transpose(1, 2) @ basis[:, : coefficients.shape[1]]).view(residual.shape)
 
 
+def correct_in_cycles(
+    cycle: Callable[[Tensor, float], Tensor],
+    wide: LinearMap,
+    right: Tensor,
+    alpha: float,
+    target: float,
+    norm_of: Callable[[Tensor], float],
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+) -> tuple[Tensor, Tensor, float]:
+    """(X, its residual right − X + αSX in float64, the norm of that), by iterative refinement until it is ``target``.
+
+    ``cycle(r, goal)`` gives an X with a residual of about ``goal`` for a right-hand side r of norm 1, in r's dtype: the
+    first of ``dtypes``, and the next one where a cycle has failed.
+    """
+    best, residual, norm = torch.zeros_like(right), right, norm_of(right)
+    for dtype in dtypes:
+        failed = False
+        while target < norm < math.inf and not failed:
+            # scaled to 1, so that a residual of any size keeps its digits in float32
+            goal = max(target / norm, ROUNDING[dtype] / (1 - alpha))
+            x = best + norm * cycle((residual / norm).to(dtype), goal)
+            left = right - x + alpha * wide(x)
+            new_norm = norm_of(left)
+            failed = not new_norm / norm < SLOWEST
+            if new_norm < norm:
+                best, residual, norm = x, left, new_norm
+    return best, residual, norm
+
+
 def solve_restart(
     narrow: LinearMap, wide: LinearMap, right: Tensor, alpha: float, target: float, effort: Effort
 ) -> tuple[Tensor, Tensor]:
@@ -122,25 +151,13 @@ def solve_restart(
     torch's own reductions in a fixed order.
     """
     narrow, wide = effort.counted(narrow), effort.counted(wide)
-    best, residual = torch.zeros_like(right), right
     if not right.numel() or alpha == 0:
         return right, torch.zeros_like(right)
-    norm, dtype = effort.read_largest(residual), torch.float32
-    while target < norm < math.inf:
-        # scaled to 1, so that a residual of any size keeps its digits in float32
-        goal = max(target / norm, ROUNDING[dtype] / (1 - alpha))
-        product = narrow if dtype == torch.float32 else wide
-        correction = _correct(product, (residual / norm).to(dtype), alpha, goal, effort)
-        x = best + norm * correction
-        left = right - x + alpha * wide(x)
-        new_norm = effort.read_largest(left)
-        progress = new_norm / norm
-        if new_norm < norm:
-            best, residual, norm = x, left, new_norm
-        if not progress < SLOWEST:
-            if dtype == torch.float64:
-                break
-            dtype = torch.float64
+
+    def cycle(scaled: Tensor, goal: float) -> Tensor:
+        return _correct(narrow if scaled.dtype == torch.float32 else wide, scaled, alpha, goal, effort)
+
+    best, residual, norm = correct_in_cycles(cycle, wide, right, alpha, target, effort.read_largest)
     return (best, residual) if norm <= target else _walk_on(wide, right, (best, residual), alpha, target, effort)
 
 
