@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as functional
@@ -103,6 +103,18 @@ class DenseClip:
         tokenizer: CLIPTokenizer = load_part(
             CLIPTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json"
         )
+        return cls._assembled(source, model, tokenizer, device, dtype)
+
+    @classmethod
+    def _assembled(
+        cls,
+        source: str | os.PathLike[str],
+        model: Any,
+        tokenizer: Any,
+        device: torch.device,
+        dtype: str | torch.dtype | None,
+    ) -> Self:
+        """The parts of a checkpoint, checked against each other, as one."""
         check_vocabulary(tokenizer, model.config.text_config, argument="clip")
         mean, std = pixel_statistics(source, argument="clip")
         freeze(model, device, choose_dtype(dtype, device))

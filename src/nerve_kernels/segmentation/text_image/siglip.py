@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,10 @@ import torch
 import torch.nn.functional as functional
 
 from nerve_kernels._operators.checks import refusal
-from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.loading import (
     ModelLoadError,
-    check_vocabulary,
     choose_device,
-    choose_dtype,
-    freeze,
     load_part,
 )
 
@@ -63,15 +58,9 @@ class DenseSiglip(DenseClip):
             SiglipModel.from_pretrained, source, argument="clip", config="config.json", weights="model.safetensors"
         )
         tokenizer = load_part(AutoTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json")
-        check_vocabulary(tokenizer, model.config.text_config, argument="clip")
         if tokenizer.pad_token_id is None:
             raise ModelLoadError("clip: tokenizer_config.json: expected a pad_token: the text tower reads full lengths")
-        mean, std = pixel_statistics(source, argument="clip")
-        freeze(model, device, choose_dtype(dtype, device))
-        loaded = cls(model=model, tokenizer=tokenizer, mean=mean, std=std)
-        if not 0 < loaded.logit_scale < math.inf:
-            raise ModelLoadError(f"clip: the logit_scale of {source} gives {loaded.logit_scale}; expected a number > 0")
-        return loaded
+        return cls._assembled(source, model, tokenizer, device, dtype)
 
     def _embed_prompts(self, prompts: list[str]) -> torch.Tensor:
         """Every token looks at every other, padding included, as in training: nothing of one prompt serves another."""
