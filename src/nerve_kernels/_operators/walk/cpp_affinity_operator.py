@@ -71,14 +71,14 @@ def _is_lone_stencil(affinity: AffinityArguments) -> bool:
 def _compiled_walk(
     seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
 ) -> Tensor:
-    """All steps in one call of what is compiled for such an affinity."""
+    """All steps in one call of what is compiled for such an affinity, a lone stencil or one of ``as_compiled``."""
     result: Tensor
     if _is_lone_stencil(affinity):
         offsets = [step for offset in affinity.offsets() for step in offset]
         stencil = affinity.values, list(affinity.grid), offsets, affinity.clamp
         result = stencil_walk_cpp(seeds, start, *stencil, alpha, steps, normalize)
         return result
-    result = random_walk_cpp(seeds, start, *as_compiled(affinity).without_stencil(), alpha, steps, normalize)
+    result = random_walk_cpp(seeds, start, *affinity.without_stencil(), alpha, steps, normalize)
     return result
 
 
@@ -86,6 +86,7 @@ def walk_cpp(
     seeds: Tensor, start: Tensor | None, affinity: AffinityArguments, alpha: float, steps: int, normalize: bool
 ) -> Tensor:
     """The compiled walk in as many calls as a signal may have to wait for; the bits are those of a single call."""
+    affinity = affinity if _is_lone_stencil(affinity) else as_compiled(affinity)
     steps_per_call = max(1, WORK_PER_CALL // max(MIN_WORK_PER_STEP, seeds.numel() * affinity.entries_per_row()))
     if steps <= steps_per_call:
         return _compiled_walk(seeds, start, affinity, alpha, steps, normalize)
