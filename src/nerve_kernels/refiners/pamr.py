@@ -97,22 +97,35 @@ class PAMR(nn.Module):
         for name, tensor in (("image", image), ("mask", mask)):
             if 0 in tensor.shape[1:]:
                 raise ValueError(refusal(name, "at least one channel and one pixel", shape_of(tensor)))
-        batch, labels = mask.shape[:2]
-        height, width = image.shape[2:]
-        numbers = 4 if mask.dtype != torch.float64 else 8
-        plane = numbers * batch * height * width
-        together = min(labels, max(1, BLOCK_BYTES // max(1, plane)))
-        weights = 2 * NEIGHBOURS * len(self.dilations) * numbers * len(image) * height * width
-        needed = weights + plane * (labels + WALK_BUFFERS * together)
-        refuse_beyond_memory("image", needed, image.device, "give a smaller one")
+        return walk_over_colours(
+            image, mask, dilations=self.dilations, alpha=1.0, steps=self.num_iter, backend=self.backend
+        )
 
-        S = pixel_affinity(image, window=3, dilations=self.dilations, kind="pamr", backend=self.backend)
-        refined = mask.new_empty((batch, labels, height, width))
-        for first in range(0, labels, together):
-            block = mask[:, first : first + together]
-            wide = block if block.dtype.itemsize >= 4 else block.float()
-            wide = functional.interpolate(wide, size=(height, width), mode="bilinear", align_corners=True)
-            columns = wide.flatten(2).transpose(1, 2)
-            walked = random_walk(columns, S, alpha=1.0, steps=self.num_iter, normalize=False, backend=self.backend)
-            refined[:, first : first + together] = walked.transpose(1, 2).unflatten(2, (height, width))
-        return refined
+
+def walk_over_colours(
+    image: Tensor, mask: Tensor, *, dilations: Sequence[int], alpha: float, steps: int, backend: str | None = None
+) -> Tensor:
+    """PAMR's walk, with restart where α < 1, from a mask brought to the picture's size: (B, C, H, W).
+
+    Raises:
+        MemoryError: before work starts, with the bytes that it would take.
+    """
+    batch, labels = mask.shape[:2]
+    height, width = image.shape[2:]
+    numbers = 4 if mask.dtype != torch.float64 else 8
+    plane = numbers * batch * height * width
+    together = min(labels, max(1, BLOCK_BYTES // max(1, plane)))
+    weights = 2 * NEIGHBOURS * len(dilations) * numbers * len(image) * height * width
+    needed = weights + plane * (labels + WALK_BUFFERS * together)
+    refuse_beyond_memory("image", needed, image.device, "give a smaller one")
+
+    S = pixel_affinity(image, window=3, dilations=tuple(dilations), kind="pamr", backend=backend)
+    refined = mask.new_empty((batch, labels, height, width))
+    for first in range(0, labels, together):
+        block = mask[:, first : first + together]
+        wide = block if block.dtype.itemsize >= 4 else block.float()
+        wide = functional.interpolate(wide, size=(height, width), mode="bilinear", align_corners=True)
+        columns = wide.flatten(2).transpose(1, 2)
+        walked = random_walk(columns, S, alpha=alpha, steps=steps, normalize=False, backend=backend)
+        refined[:, first : first + together] = walked.transpose(1, 2).unflatten(2, (height, width))
+    return refined

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 import nerve_kernels as nk
+from nerve_kernels.refiners.pamr import walk_over_colours
 from nerve_kernels.segmentation.config import NerveConfig
 
 from .upsampling import upsample
@@ -32,22 +33,13 @@ def refine_pixels(planes: Tensor, image: Image.Image, config: NerveConfig) -> Te
     """
     scores = upsample(planes, (image.height, image.width))[None]
     colours = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None].to(scores.device)
-    if config.refine_pixels == "pamr":
-        refined = nk.refine(scores, image=colours, method="pamr", num_iter=config.refine_steps, dilations=DILATIONS)
-    elif config.refine_pixels == "lposs+":
-        refined = nk.refine(scores, image=colours, method="lposs+", alpha=config.refine_alpha)
+    if config.refine_pixels == "lposs+":
+        refined = nk.refine(scores, image=colours, method="lposs+", alpha=config.refine_alpha, backend=config.backend)
     else:
-        affinity = nk.pixel_affinity(colours, window=3, dilations=DILATIONS, kind="pamr")
-        tokens = scores.flatten(2).transpose(1, 2)
-        walked = nk.random_walk(
-            tokens,
-            affinity,
-            alpha=config.refine_alpha,
-            steps=config.refine_steps,
-            normalize=False,
-            backend=config.backend,
+        alpha = 1.0 if config.refine_pixels == "pamr" else config.refine_alpha
+        refined = walk_over_colours(
+            colours, scores, dilations=DILATIONS, alpha=alpha, steps=config.refine_steps, backend=config.backend
         )
-        refined = walked.transpose(1, 2).unflatten(2, scores.shape[2:])
     positive = refined[0].clamp(min=0)
     total = positive.sum(0, keepdim=True)
     return positive / torch.where(total == 0, 1, total)
