@@ -136,8 +136,7 @@ def why_not_float64(tensors: Iterable[Tensor]) -> str | None:
 
 
 def match_gradient(gradient: Tensor | None, tensor: Tensor | None) -> Tensor | None:
-    """A gradient in the batch, dtype and memory order of what it belongs to; None where that is not there
-    or holds indices.
+    """A gradient in the batch, dtype and memory order of what it belongs to; None where that holds indices, or is not.
 
     It may be None for zeros, wider than the tensor, and (B, …) where the tensor's batch of 1 was broadcast.
     """

@@ -12,8 +12,10 @@ from ._operators import attention as operators
 from ._operators.attention.local_affinity import normalize_window_rows
 from ._operators.checks import check_backend, check_head_weights, check_number, check_window, refusal
 from .affinity import LocalAffinity, LowRankAffinity, MixedAffinity, mix
+from .attention import attention_marginal
 from .attention_layers import check_layers, common_cells, layer_prefix, one_or_many, refuse_finer
 from .grids import Grid
+from .heads import Criterion, head_weights
 from .layers_on_grid import blend_rows, spread_window_sums, window_on_layer
 
 STORAGE = (torch.float32, torch.bfloat16)
@@ -186,3 +188,38 @@ def attention_statistics(
     fields = [[item[place] for item in found] for place in range(4)]
     entropy, lse, local, pooled = (field[0] for field in fields) if isinstance(q, Tensor) else fields
     return AttentionStatistics(entropy, lse, local, pooled, target, pair, count, given, windows)
+
+
+def weigh_heads(
+    stats: AttentionStatistics,
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    *,
+    criterion: Criterion,
+    temperature: float,
+    keep: int | None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """:func:`head_weights` of all layers, from what was kept; ``"information"`` takes another pass over q and k."""
+    entropies, pooled, lses = (as_list(part) for part in (stats.entropy, stats.pooled, stats.lse))
+    marginals = None
+    if criterion == "information":
+        marginals = [
+            attention_marginal(layer_q, layer_k, scale=scale, lse=lse, backend=backend)
+            for layer_q, layer_k, lse in zip(q, k, lses, strict=True)
+        ]
+    return head_weights(
+        entropies,
+        num_keys=[height * width for height, width in stats.grids],
+        temperature=temperature,
+        criterion=criterion,
+        marginal=marginals,
+        pooled=pooled if criterion == "cell_information" else None,
+        keep=keep,
+    )
+
+
+def as_list(layers: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """One layer as a list of one."""
+    return [layers] if isinstance(layers, Tensor) else list(layers)

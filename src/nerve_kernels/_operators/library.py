@@ -91,8 +91,8 @@ class Gradient:
     An implementation is called with the gradients of the operator's results, with its arguments and, with
     ``saves_results``, with its results. It returns one gradient for each tensor among the arguments: in any precision,
     not yet summed over a batch that was broadcast, None for zeros and for a tensor that is not there; those of indices,
-    which come last and have none, it leaves out. Where the caller
-    named a backend that has no gradient, the best that can run on the device takes its place.
+    which come last and have none, it leaves out. Where the caller named a backend that has no gradient, the best that
+    can run on the device takes its place.
 
     Args:
         eager: The implementation that runs on every device.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.affinity import LocalAffinity, LowRankAffinity, MixedAffinity
-from nerve_kernels.attention import attention_marginal
 from nerve_kernels.grids import Grid
-from nerve_kernels.heads import head_weights
-from nerve_kernels.statistics import AttentionStatistics, attention_statistics
+from nerve_kernels.heads import Criterion
+from nerve_kernels.statistics import AttentionStatistics, attention_statistics, weigh_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +66,7 @@ class CapturedAttention:
     def affinity(
         self,
         *,
-        criterion: Literal["entropy", "information", "cell_information", "uniform"] = "entropy",
+        criterion: Criterion = "entropy",
         temperature: float = 0.1,
         keep: int | None = None,
         window: int | Grid = 7,
@@ -101,16 +99,6 @@ class CapturedAttention:
         Example: at :func:`capture`.
         """
         stats = self.statistics(window=window, cells=cells, global_sharpness=global_sharpness)
-        marginal = None
-        if criterion == "information":
-            marginal = [attention_marginal(layer.scaled_q, layer.k) for layer in self.layers]
-        w = head_weights(
-            list(stats.entropy),
-            num_keys=[layer.q.shape[2] for layer in self.layers],
-            temperature=temperature,
-            criterion=criterion,
-            marginal=marginal,
-            pooled=list(stats.pooled) if criterion == "cell_information" else None,
-            keep=keep,
-        )
+        q, k = [layer.scaled_q for layer in self.layers], [layer.k for layer in self.layers]
+        w = weigh_heads(stats, q, k, criterion=criterion, temperature=temperature, keep=keep)
         return stats.affinity(w, beta)

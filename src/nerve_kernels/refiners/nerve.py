@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from nerve_kernels.attention import attention_marginal
 from nerve_kernels.grids import Grid
-from nerve_kernels.heads import Criterion, head_weights
-from nerve_kernels.statistics import attention_statistics
+from nerve_kernels.heads import Criterion
+from nerve_kernels.statistics import as_list, attention_statistics, weigh_heads
 from nerve_kernels.walk import random_walk
 
 from .seeds import as_given, batched_seeds
@@ -76,27 +75,19 @@ def nerve(
         torch.Size([64, 3])
     """
     stats = attention_statistics(q, k, grid=grid, window=window, cells=cells, grids=grids, scale=scale, backend=backend)
-    entropies, pooled, lse = (as_list(part) for part in (stats.entropy, stats.pooled, stats.lse))
-    batched = batched_seeds(seeds, entropies[0].shape[0], stats.grid[0] * stats.grid[1], "the grid of q")
-    marginals = None
-    if criterion == "information":
-        layers = zip(as_list(q), as_list(k), lse, strict=True)
-        marginals = [attention_marginal(*layer[:2], scale=scale, lse=layer[2], backend=backend) for layer in layers]
-    w = head_weights(
-        entropies,
-        num_keys=[height * width for height, width in stats.grids],
-        temperature=temperature,
+    batch = as_list(stats.entropy)[0].shape[0]
+    batched = batched_seeds(seeds, batch, stats.grid[0] * stats.grid[1], "the grid of q")
+    w = weigh_heads(
+        stats,
+        as_list(q),
+        as_list(k),
         criterion=criterion,
-        marginal=marginals,
-        pooled=pooled if criterion == "cell_information" else None,
+        temperature=temperature,
         keep=keep,
+        scale=scale,
+        backend=backend,
     )
     S = stats.affinity(w[0] if isinstance(q, Tensor) else w, beta, backend=backend)
     count = 20 if steps is None and tol is None else steps
     refined = random_walk(batched, S, alpha=alpha, steps=count, tol=tol, normalize=normalize, backend=backend)
     return as_given(refined, seeds)
-
-
-def as_list(layers: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """One layer as a list of one."""
-    return [layers] if isinstance(layers, Tensor) else list(layers)
