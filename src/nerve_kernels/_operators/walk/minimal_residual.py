@@ -36,6 +36,12 @@ SLOWEST = 0.5
 """A cycle that leaves more than this much of the residual has failed: the next one runs in float64."""
 
 
+def largest_magnitude(values: Tensor) -> Tensor:
+    """‖values‖_∞ over all of them, NaN where one is: by extremes, which are vectorised as torch's norm is not."""
+    least, most = torch.aminmax(values)
+    return torch.maximum(-least, most)
+
+
 @dataclass
 class Effort:
     """What a solve took: products with S in each precision, and the values that were read from the device."""
@@ -61,7 +67,7 @@ class Effort:
 
     def read_largest(self, values: Tensor) -> float:
         """The largest magnitude among values."""
-        return self.read(torch.linalg.vector_norm(values, math.inf))
+        return self.read(largest_magnitude(values))
 
 
 def _least_residuals(hessenberg: Tensor, alpha: float, length: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._operators.checks import refusal
@@ -23,7 +22,7 @@ from nerve_kernels._operators.library import AFFINITY, Gradient, Operator
 from .affinity_operator import AffinityOperator
 from .conjugate_gradients import column_norms, solve_symmetric
 from .cpp_affinity_operator import CppAffinityOperator
-from .minimal_residual import Effort, solve_restart
+from .minimal_residual import Effort, largest_magnitude, solve_restart
 
 DENSE_SOLVE_TOKENS = 256
 """Up to this many tokens a dense factorisation is cheaper than a Krylov solve."""
@@ -43,7 +42,9 @@ def _largest_row_sum(
     Summed in float32, with what that may have lost added, where this leaves 1 − αρ as good as it was; else in float64.
     """
     first, tokens = affinity.tensors[0], affinity.num_tokens
-    magnitudes = affinity.map(torch.abs)
+    # parts are seldom negative, and a copy of them all costs more than a look at them
+    least = torch.stack([part.amin().float() for part in affinity.tensors]).amin()
+    magnitudes = affinity.map(torch.abs) if effort.read(least) < 0 else affinity
 
     def sums(dtype: torch.dtype) -> float:
         ones = torch.ones((1, tokens, 1), dtype=dtype, device=first.device)
@@ -93,7 +94,7 @@ def solve(
     result = solution.to(seeds.dtype)
     bound = restart.new_zeros(())
     if seeds.numel():
-        bound = vector_norm(residual, math.inf) / (1 - alpha * rho) + vector_norm(result.double() - solution, math.inf)
+        bound = largest_magnitude(residual) / (1 - alpha * rho) + largest_magnitude(result.double() - solution)
     return result.contiguous(), bound, torch.tensor([effort.products, effort.wide_products, effort.readings])
 
 
@@ -114,7 +115,7 @@ def _solve_symmetric(
     result = solution.to(seeds.dtype)
     bound = restart.new_zeros(())
     if seeds.numel():
-        bound = column_norms(residual).max() / (1 - alpha) + vector_norm(result.double() - solution, math.inf)
+        bound = column_norms(residual).max() / (1 - alpha) + largest_magnitude(result.double() - solution)
     return result.contiguous(), bound, torch.tensor([effort.products, effort.wide_products, effort.readings])
 
 
