@@ -276,7 +276,7 @@ def test_a_fault_of_the_program_is_one_line_too(models, images, tmp_path, capsys
     code, _, err = run_main(capsys, images, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert code == 3
     assert err.startswith("nerve-segment: a fault of this program, please report it: KeyError: 'no such thing' at ")
-    assert re.search(r"cli/segment_command\.py:\d+$", err.strip())
+    assert re.search(r"cli/segmenting\.py:\d+$", err.strip())
     assert err.count("\n") == 1
 
 

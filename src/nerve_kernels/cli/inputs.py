@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,18 @@ def result_stems(images: Iterable[Path], folder: Path) -> list[Path]:
         taken.add(name.casefold())
         stems.append(folder / name)
     return stems
+
+
+def names_below(images: Sequence[Path]) -> list[str]:
+    """The images' paths below the folder that all of them have in common, with ``/``.
+
+    Example:
+        >>> names_below([Path("photos/a/x.png"), Path("photos/b/x.png")]), names_below([Path("photos/a/x.png")])
+        (['a/x.png', 'b/x.png'], ['x.png'])
+    """
+    whole = [image.absolute() for image in images]
+    folder = os.path.commonpath([image.parent for image in whole]) if whole else ""
+    return [image.relative_to(folder).as_posix() for image in whole]
 
 
 def labels_beside(image: Path) -> LabelsLike | None:

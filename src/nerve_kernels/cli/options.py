@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.annotations.formats import FORMATS
 from nerve_kernels.segmentation.config import NerveConfig, check_backend
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import PRESETS, find_preset
-from nerve_kernels.segmentation.result import RESULT_ENDINGS, is_own_summary
+from nerve_kernels.segmentation.result import RESULT_ENDINGS, RESULT_FORMATS, is_own_summary
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike, parse_labels, refuse_a_single_label, split_words
 
 from .inputs import labels_beside
@@ -25,6 +26,7 @@ from .quiet import quiet_libraries
 MODELS = "Models"
 METHOD = "Method"
 OUTPUT = "Output"
+OUTPUT_FORMATS = (*RESULT_FORMATS, *FORMATS)
 
 
 def option(*names: str, panel: str = METHOD, help: str, values: Sequence[str] = (), **more: Any) -> Any:
@@ -79,6 +81,15 @@ def read_timesteps(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in split_words(text))
     except ValueError:
         raise typer.BadParameter(refusal("--timesteps", "whole numbers such as '50, 100'", repr(text))) from None
+
+
+def read_formats(text: str) -> tuple[str, ...]:
+    """Names of formats between commas."""
+    formats = split_words(text)
+    unknown = next((name for name in formats if name not in OUTPUT_FORMATS), None)
+    if unknown is not None or not formats:
+        raise typer.BadParameter(refusal("--format", f"some of {', '.join(OUTPUT_FORMATS)}", repr(unknown or text)))
+    return tuple(dict.fromkeys(formats))
 
 
 def read_layers(text: str) -> tuple[int | str, ...]:
@@ -173,25 +184,37 @@ def check_words(words: LabelsLike, config: NerveConfig, *, beside: Path | None =
 
 
 def check_output(
-    folder: Path, stems: Sequence[Path], images: Sequence[Path], *, config: Path | None = None, overwrite: bool = False
+    folder: Path,
+    stems: Sequence[Path],
+    images: Sequence[Path],
+    *,
+    formats: Collection[str] = RESULT_FORMATS,
+    annotations: Sequence[Path] = (),
+    config: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Refuse a folder that cannot be written to, or in which results would replace what is not ours.
 
     What was given is never replaced: images, labels beside them, settings. Files of a result's name that are there
-    already are replaced where the summary among them is one that this command has written.
+    already are replaced where the summary among them is one that this command has written; annotations may have been
+    corrected by hand since.
     """
     given = _given(images) | ({os.path.realpath(config)} if config is not None else set())
-    for stem in stems:
-        results = _results(stem)
-        there = [result for result in results if os.path.lexists(result)]
+
+    def refuse(there: Sequence[Path], why: str) -> None:
         for result in there:
             if os.path.realpath(result) in given:
                 raise typer.BadParameter(f"--out: {result} was given and would be replaced; choose another folder")
-        if there and not overwrite and not is_own_summary(results[-1]):
+        if there and not overwrite and why:
             raise typer.BadParameter(
-                f"--out: {there[0]} is there and is no earlier result of this command; choose another folder, or "
-                "replace it with --overwrite"
+                f"--out: {there[0]} is there and {why}; choose another folder, or replace it with --overwrite"
             )
+
+    for stem in stems:
+        there = [result for result in _results(stem, formats) if os.path.lexists(result)]
+        own = is_own_summary(_results(stem)[-1])
+        refuse(there, "" if own else "is no earlier result of this command")
+    refuse([path for path in annotations if os.path.lexists(path)], "may have been corrected by hand")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -214,9 +237,10 @@ def _given(images: Sequence[Path]) -> set[str]:
     return {os.path.realpath(path) for path in beside}
 
 
-def _results(stem: Path) -> list[Path]:
+def _results(stem: Path, formats: Collection[str] = RESULT_FORMATS) -> list[Path]:
     """The files that an image's results go to, the summary last."""
-    return [stem.with_name(stem.name + ending) for ending in RESULT_ENDINGS.values()]
+    endings = [ending for ending in RESULT_ENDINGS.values() if ending.rpartition(".")[2] in formats]
+    return [stem.with_name(stem.name + ending) for ending in endings]
 
 
 def load(

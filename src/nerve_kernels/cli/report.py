@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -15,8 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nerve_kernels import available_backends
 from nerve_kernels.segmentation.phases import Phase, summed
+from nerve_kernels.segmentation.result import Segmentation
 
 from .plain import plain_line
+
+
+class Written(NamedTuple):
+    """An image that was segmented, and the files that say so, the overlay first where there is one."""
+
+    file: Path
+    segmentation: Segmentation
+    files: dict[str, Path]
 
 
 class Report:
@@ -56,8 +65,9 @@ class Report:
         if self._as_json:
             self._print_json({"picture": None if file is None else str(file), "error": plain_line(message)})
 
-    def done(self, file: Path, written: dict[str, Path], phases: Sequence[Phase], models: str) -> None:
+    def done(self, done: Written, phases: Sequence[Phase], models: str) -> None:
         """An image was segmented and its results are written."""
+        file, written = done.file, done.files
         phases = summed(list(phases))
         if self._explain and not self._quiet:
             self._explain_phases(file, phases, models)
@@ -65,7 +75,9 @@ class Report:
             entry: dict[str, Any] = {
                 "picture": str(file),
                 "files": {name: str(path) for name, path in written.items()},
-                "summary": json.loads(written["summary"].read_bytes()),
+                "summary": json.loads(written["summary"].read_bytes())
+                if "summary" in written
+                else done.segmentation.summary(),
             }
             if self._explain:
                 entry["models"] = models
@@ -76,7 +88,7 @@ class Report:
             self._print_json(entry)
         elif not self._quiet:
             # As bytes: a name need not be text in the terminal's encoding.
-            typer.echo(os.fsencode(written["overlay"]))
+            typer.echo(os.fsencode(next(iter(written.values()))))
 
     def _explain_phases(self, file: Path, phases: Sequence[Phase], models: str) -> None:
         total = sum(one.seconds for one in phases)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Annotated
 
@@ -10,26 +9,27 @@ import typer
 
 from nerve_kernels import __version__
 from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.annotations.formats import FORMATS, Annotations
 from nerve_kernels.segmentation.config_fields import CRITERIA, PIXEL_REFINERS, SEED_MODES
-from nerve_kernels.segmentation.images import NotAnImageError
-from nerve_kernels.segmentation.phases import recording_phases
-from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS
-from nerve_kernels.segmentation.text_image.prompts import LabelsLike
+from nerve_kernels.segmentation.result import RESULT_FORMATS
+from nerve_kernels.segmentation.text_image.prompts import LabelsLike, parse_labels
 from nerve_kernels.segmentation.text_image.templates import TEMPLATE_LISTS
 
-from .inputs import find_images, result_stems
-from .memory import advice, is_out_of_memory
+from .inputs import find_images, names_below, result_stems
 from .options import (
     MODELS,
     OUTPUT,
+    OUTPUT_FORMATS,
     among,
+    as_usage_error,
     check_output,
     check_save_config,
     check_words,
     load,
     option,
     read_background,
+    read_formats,
     read_if_given,
     read_layers,
     read_timesteps,
@@ -38,11 +38,9 @@ from .options import (
     words_beside,
 )
 from .report import Report
+from .segmenting import Wanted, segment_all
 
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-# Where one image cannot be written for one of these, no other can.
-NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,6 +68,15 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", rich_help_panel=OUTPUT)] = Path(
         "segmented"
     ),
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help=f"Of: {', '.join(OUTPUT_FORMATS)}; the last three are for annotation tools.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = ",".join(RESULT_FORMATS),
     side_by_side: Annotated[
         bool, option("--side-by-side", panel=OUTPUT, help="Show the image beside its overlay.")
     ] = False,
@@ -161,7 +168,7 @@ def segment(
 ) -> None:
     """Colour and name what is in images, by any words, without training.
 
-    For each image NAME it writes NAME_overlay.png, NAME_labels.png and NAME.json.
+    For each image NAME it writes NAME_overlay.png, NAME_labels.png and NAME.json; --format says what else, or instead.
 
     \b
     [bold]Examples[/bold]
@@ -178,6 +185,8 @@ def segment(
     Keep settings, and use them again:
       [cyan]nerve-segment --alpha 0.9 --window 9 --save-config mine.json[/cyan]
       [cyan]nerve-segment park.jpg -l "cat, grass" --config mine.json[/cyan]
+    Masks for annotation tools: coco.json, labelme/NAME.json, yolo/labels/NAME.txt:
+      [cyan]nerve-segment photos/ -l "cat, dog" --format coco,labelme,yolo[/cyan]
     For scripts, a line of JSON for each image and no progress bar:
       [cyan]nerve-segment photos/ -l "cat, grass" --json --quiet[/cyan]
 
@@ -224,11 +233,22 @@ def segment(
         check_words(labels, in_force)
     for file in files if labels is None else ():
         check_words(words[file], in_force, beside=file)
-    stems = result_stems(files, out)
+    stems, names, asked = result_stems(files, out), names_below(files), read_formats(formats)
+    known = [parse_labels(words[file], in_force.background_words) for file in files]
+    others = [name for one in known for number, name in enumerate(one.shown) if number != one.background]
+    annotations = Annotations([name for name in asked if name in FORMATS], out, list(dict.fromkeys(others)))
     if save_config is not None:
         check_save_config(save_config, files, stems, config=config, overwrite=overwrite)
     if files:
-        check_output(out, stems, files, config=config, overwrite=overwrite)
+        check_output(
+            out,
+            stems,
+            files,
+            formats=asked,
+            annotations=as_usage_error(annotations.paths, names),
+            config=config,
+            overwrite=overwrite,
+        )
     if save_config is not None:
         save_settings(in_force, save_config)
     # Before anything is said: what is wrong with the options is then all that is said.
@@ -237,43 +257,8 @@ def segment(
     for complaint in complaints:
         report.failed(complaint)
     if pipeline is not None:
-        _segment_all(pipeline, files, words, stems, side_by_side=side_by_side, report=report)
+        wanted = [Wanted(file, words[file], stem, name) for file, stem, name in zip(files, stems, names, strict=True)]
+        with annotations.closing():
+            segment_all(pipeline, wanted, asked, annotations, side_by_side=side_by_side, report=report)
     if report.failures:
         raise typer.Exit(1)
-
-
-def _segment_all(
-    pipeline: NervePipeline,
-    files: list[Path],
-    words: dict[Path, LabelsLike],
-    stems: list[Path],
-    *,
-    side_by_side: bool,
-    report: Report,
-) -> None:
-    models = f"torch on {pipeline.text_image.device}, {str(pipeline.text_image.dtype).removeprefix('torch.')}"
-    with report.progress() as progress:
-        task = progress.add_task("segmenting", total=len(files))
-        for number, (file, stem) in enumerate(zip(files, stems, strict=True), start=1):
-            out_of_memory = False
-            with recording_phases() as phases:
-                try:
-                    written = pipeline(file, words[file]).save(stem, side_by_side=side_by_side)
-                except (NotAnImageError, FileNotFoundError) as error:
-                    report.failed(str(error), file)
-                except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                    out_of_memory = is_out_of_memory(error)
-                    if isinstance(error, OSError) and error.filename:
-                        report.failed(f"{error.filename}: cannot be written: {error.strerror}", file)
-                        if error.errno in NO_MORE_WRITING:
-                            if number < len(files):
-                                report.failed(f"stopped: {len(files) - number} more could not be written either")
-                            return
-                    elif not out_of_memory:
-                        report.failed(f"{file}: {error}", file)
-                else:
-                    report.done(file, written, phases, models)
-            if out_of_memory:  # here, where the error and the memory that its frames hold are gone
-                failed = next((one.name for one in phases if one.failed), None)
-                report.failed(f"{file}: {advice(pipeline, file, words[file], failed)}", file)
-            progress.advance(task)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 
-WORK_OF_EXTRA = {"segmentation": "the segmentation pipeline", "evaluation": "evaluation"}
+WORK_OF_EXTRA = {
+    "segmentation": "the segmentation pipeline",
+    "evaluation": "evaluation",
+    "formats": "writing annotations",
+    "bulk": "nerve-bulk",
+}
 
 
 class MissingExtraError(ImportError):
@@ -16,7 +21,7 @@ def require_extra(*libraries: str, extra: str = "segmentation") -> None:
 
     Args:
         libraries: import names, for example ``"diffusers"``. They are looked up, not imported.
-        extra: the extra of this package that brings them: ``"segmentation"`` or ``"evaluation"``.
+        extra: the extra of this package that brings them, one of ``WORK_OF_EXTRA``.
 
     Raises:
         MissingExtraError: names what is missing and the command that installs it.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -20,6 +22,7 @@ from .phases import WRITE, phase
 
 RESULT_SUFFIXES = (".png", ".json")
 RESULT_ENDINGS = {"overlay": "_overlay.png", "labels": "_labels.png", "summary": ".json"}  # the summary last
+RESULT_FORMATS = ("png", "json")
 _SUMMARY = {"width", "height", "unlabelled_pixels", "labels"}
 
 
@@ -94,8 +97,23 @@ class Segmentation:
         """Labels as palette indices; see :func:`indexed_image`."""
         return indexed_image(self.label_map, background=self.background, labels=len(self.labels))
 
+    def masks(self) -> dict[str, np.ndarray]:
+        """For each label that occurs where it is, bool (H, W); the background is where none of them is."""
+        label_map = self.label_map.numpy()
+        return {
+            name: label_map == index
+            for index, name in enumerate(self.labels)
+            if index != self.background and (label_map == index).any()
+        }
+
     @phase(WRITE)
-    def save(self, path: str | os.PathLike[str], *, side_by_side: bool = False) -> dict[str, Path]:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        side_by_side: bool = False,
+        formats: Collection[str] = RESULT_FORMATS,
+    ) -> dict[str, Path]:
         """Write overlay, labels and summary, each whole or not at all.
 
         Args:
@@ -103,9 +121,10 @@ class Segmentation:
                 ``out/cat_labels.png`` and ``out/cat.json``. A suffix ``.png`` or ``.json`` is
                 taken off first.
             side_by_side: show the image as it was beside the overlay.
+            formats: ``"png"`` for overlay and labels, ``"json"`` for the summary.
 
         Returns:
-            The three paths by the names ``overlay``, ``labels`` and ``summary``.
+            The paths by the names ``overlay``, ``labels`` and ``summary``.
 
         Raises:
             OSError: where the folder cannot be made or written to.
@@ -113,11 +132,12 @@ class Segmentation:
         stem = Path(path)
         if stem.suffix.lower() in RESULT_SUFFIXES:
             stem = stem.with_suffix("")
-        contents = {
-            "overlay": _png(self.overlay(side_by_side=side_by_side)),
-            "labels": _png(self.indexed()),
-            "summary": (json.dumps(self.summary(), indent=2, allow_nan=False) + "\n").encode(),
-        }
+        contents = {}
+        if "png" in formats:
+            contents["overlay"] = _png(self.overlay(side_by_side=side_by_side))
+            contents["labels"] = _png(self.indexed())
+        if "json" in formats:
+            contents["summary"] = (json.dumps(self.summary(), indent=2, allow_nan=False) + "\n").encode()
         # The summary last: where it is, the others are too.
         return {
             name: write_atomic(stem.with_name(stem.name + RESULT_ENDINGS[name]), content)

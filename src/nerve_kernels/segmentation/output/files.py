@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomic(path: str | os.PathLike[str], content: bytes | Iterable[bytes]) -> Path:
     """Write `content` to `path` through a temporary file in the same folder.
 
     A reader never sees half a file, and a crash leaves the old one in place.
 
     Args:
         path: the file to write; its folder is made where it is missing.
-        content: the bytes of the whole file.
+        content: the bytes of the whole file, at once or in parts.
 
     Returns:
         The path written.
@@ -29,7 +30,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
     temporary = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with temporary.open("xb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

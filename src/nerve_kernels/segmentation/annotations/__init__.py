@@ -1,0 +1,1 @@
+"""Masks in the formats of annotation tools; the libraries come with ``pip install "nerve_kernels[formats]"``."""
