@@ -106,7 +106,7 @@ def stage_times(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
         return run
 
     watched = (
-        (DiffusionFeatures, "encode", "VAE"),
+        (DiffusionFeatures, "encode_pixels", "VAE"),
         (DiffusionFeatures, "capture", "UNet"),
         (DenseClip, "embed_image", "CLIP, picture"),
         (DenseClip, "embed_names", "CLIP, text"),

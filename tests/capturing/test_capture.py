@@ -292,7 +292,9 @@ class Attention(nn.Module):
                 q.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1),
                 k.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1),
             )
+        self.finished = False
         result: Tensor = functional.scaled_dot_product_attention(q, k, k, **options)
+        self.finished = True
         return result
 
 
@@ -367,6 +369,11 @@ def test_chosen_layers_alone_and_an_early_end():
         ran.append(2)
     assert [layer.name for layer in attention.layers] == ["layers.0"]
     assert ran == []
+    model.layers[1].mode = model.layers[2].mode = "sdpa"
+    with nk.capture(model, ["layers.0", "layers.2"], grid=GRID, stop_early=True) as attention:
+        model(X)
+    assert [layer.finished for layer in model.layers] == [True, True, False]  # the last product is not waited for
+    assert [layer.name for layer in attention.layers] == ["layers.0", "layers.2"]
     with nk.capture(model, ["layers.0", "layers.2"], grid=GRID) as attention:
         model(X)
         model(X)

@@ -20,7 +20,7 @@ from nerve_kernels.segmentation.text_image.clip import DenseClip
 PACKAGE = Path(presets.__file__).parents[1]
 ROOMS = (PACKAGE / "segmentation/attention", PACKAGE / "segmentation/text_image")
 INTERNALS = {"unet", "vae", "scheduler", "empty_prompt", "clip", "tokenizer", "modules"}
-FAMILIES = {"capture", "diffusion", "clip", "vision", "text_tower", "prefix_tree"}
+FAMILIES = {"diffusion", "clip", "vision", "text_tower", "prefix_tree"}
 CONFIG = NerveConfig(timesteps=(0,), window=5, cells=4, steps=5, alpha=0.9)
 
 
@@ -62,7 +62,7 @@ def test_what_is_behind_the_seams_is_touched_nowhere_else():
 def test_the_search_finds_what_it_looks_for():
     assert touched("pipeline.attention.unet.dtype") == {"unet"}
     assert touched("from nerve_kernels.segmentation.text_image.clip import DenseClip") == {"clip"}
-    assert touched("from .attention import capture") == {"capture"}
+    assert touched("from .attention import diffusion") == {"diffusion"}
     assert touched("import nerve_kernels.segmentation.attention.diffusion as d") == {"diffusion"}
     assert touched("values.clip(0, 255)") == set()
     assert all(any(touched(path.read_text()) for path in room.glob("*.py")) for room in ROOMS)

@@ -6,7 +6,7 @@ import fnmatch
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -120,21 +120,28 @@ class _Session:
                 wanted = "names of this model's modules"
                 raise ValueError(refusal("layers", wanted, repr(pattern), self._what_there_is()))
         self.to_come = {name for name in self.attentions if self._is_wanted(name) and self._is_innermost(name)}
+        self.stop_early &= bool(self.to_come)  # else the last one cannot be told before it has run
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Every module says when it begins and ends, in the thread that runs it; gone afterwards whatever happens."""
-        with ExitStack() as removal:
+        # never traced: a compiled model calls them as they are
+        begin, end, stop = map(torch.compiler.disable, (self._begin, self._end, self._stop))
+        handles = []
+        try:
             for module, name in self.names.items():
-                # never traced: a compiled model calls them as they are
-                begin, end, stop = map(torch.compiler.disable, (self._begin, self._end, self._stop))
-                for handle in (
+                if name and type(module).__module__.startswith("torch.nn.modules") and not module._modules:
+                    continue  # linear maps, norms: no product is made in them, and most modules are such
+                handles += [
                     module.register_forward_pre_hook(partial(begin, name), with_kwargs=True),
                     module.register_forward_hook(partial(end, name), always_call=True),
-                    module.register_forward_hook(stop),
-                ):
-                    removal.callback(handle.remove)
+                ]
+                if name in self.to_come:
+                    handles.append(module.register_forward_hook(stop))
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _begin(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self.running.setdefault(threading.get_ident(), [])
@@ -184,6 +191,8 @@ class _Session:
         end = first + own_grid[0] * own_grid[1]
         layer = CapturedLayer(name, q[:, :, first:end], k[:, :, first:end], own_grid, scale)
         self.captured.layers.append(layer)
+        if self.stop_early and all(name == last or name.startswith(f"{last}.") for last in self.to_come):
+            raise _EverythingCaptured  # before the product itself, which nobody waits for
 
     def _span_of(self, name: str, tokens: int) -> tuple[int, Grid]:
         if self.span is None:

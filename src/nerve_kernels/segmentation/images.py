@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -142,6 +142,19 @@ def size_for_model(size: tuple[int, int], short_side: int, multiple: int) -> tup
     short, long = min(height, width), min(max(height, width), max(1, most // min(height, width)))
     height, width = (short, long) if size[0] <= size[1] else (long, short)
     return height * multiple, width * multiple
+
+
+def places_by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """Where each size occurs: what goes through a model together.
+
+    Example:
+        >>> places_by_size([(4, 6), (4, 4), (4, 6)])
+        {(4, 6): [0, 2], (4, 4): [1]}
+    """
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        found.setdefault(size, []).append(place)
+    return found
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:

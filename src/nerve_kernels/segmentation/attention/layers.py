@@ -14,15 +14,18 @@ LAYER_SELECTORS = "a grid side such as 64 or 'grid:64', 'latent/2', or a module 
 
 @dataclass(frozen=True)
 class SelfAttentionLayer:
-    """One ``attn1`` of a UNet.
+    """One self-attention layer of a model.
 
     Args:
         name: its module name, such as ``up_blocks.3.attentions.0.transformer_blocks.0.attn1``.
-        shrink: how many times smaller its token grid is than the latent, along each side.
+        shrink: how many times smaller its token grid is than the latent, along each side; than the grid of patches
+            where there is no latent.
+        heads: how many maps it has.
     """
 
     name: str
     shrink: int
+    heads: int = 1
 
 
 def is_layer_selector(selector: int | str) -> bool:
@@ -58,7 +61,7 @@ def select_layers(
     """The layers any of the selectors means, each once, in the order of the model.
 
     Args:
-        layers: all self-attention layers of a UNet in the order in which they run.
+        layers: all self-attention layers of a model in the order in which they run.
         selectors: an int n or ``"grid:n"``: the grid's shorter side is n tokens;
             ``"latent/n"``: the grid of the latent shrunk n times; else a module name, the
             beginning of one, or a glob.

@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
-import nerve_kernels as nk
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.checkpoints.fingerprints import Fingerprint, own_settings
 from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
-from nerve_kernels.segmentation.images import size_for_model, to_tensor
 from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, choose_dtype, freeze, load_part
-from nerve_kernels.segmentation.locks import alone_in
 
-from .affinity_building import check_affinity_settings
-from .layers import SelfAttentionLayer, select_layers
+from .layers import select_layers
+from .model_attention import ModelAttention
 from .source import AttentionSource, CapturedLayer
 
 if TYPE_CHECKING:
@@ -31,7 +27,7 @@ FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", *WITHOUT_POOLER)
 """Values of ``model_type`` in a checkpoint's config that are read here."""
 
 
-class VisionTransformerFeatures:
+class VisionTransformerFeatures(ModelAttention):
     """Queries and keys of a vision transformer for an image: of its patches, without class token and registers.
 
     Of a config, `diffusion_size` is the shorter side of the image that it is given, and `layers` chooses its blocks;
@@ -46,13 +42,13 @@ class VisionTransformerFeatures:
     """
 
     def __init__(self, *, model: PreTrainedModel, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.model = model
         self.patch_size = int(model.config.patch_size)
+        super().__init__(model=model, unit=self.patch_size, multiple=self.patch_size)
+        self.model: PreTrainedModel = model
         self._mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         # positions of square images are brought to others where the model does not do that by itself
         self._options = {"interpolate_pos_encoding": True} if model.config.model_type in WITHOUT_POOLER else {}
-        self._layers: tuple[SelfAttentionLayer, ...] | None = None
         self._fingerprint = Fingerprint(self._settings, model)
 
     @classmethod
@@ -100,16 +96,6 @@ class VisionTransformerFeatures:
         return cls(model=model, mean=mean, std=std)
 
     @property
-    def layers(self) -> tuple[SelfAttentionLayer, ...]:
-        """All self-attention layers in the order in which they run; all on one grid."""
-        if self._layers is None:
-            side = 4 * self.patch_size
-            with torch.no_grad(), alone_in(self.model), nk.capture(self.model) as attention:
-                self._run(torch.zeros(1, 3, side, side))
-            self._layers = tuple(SelfAttentionLayer(layer.name, 1) for layer in attention.layers)
-        return self._layers
-
-    @property
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """The models that hold its weights."""
         return (self.model,)
@@ -122,45 +108,17 @@ class VisionTransformerFeatures:
         statistics = {"mean": self._mean.flatten().tolist(), "std": self._std.flatten().tolist()}
         return {"model": own_settings(self.model), **statistics}
 
-    def check(self, config: NerveConfig) -> None:
-        """Refuse a config that this model cannot follow.
+    def run_smallest(self) -> int:
+        """One pass on four by four patches."""
+        side = 4 * self.patch_size
+        self._run(torch.zeros(1, 3, side, side))
+        return 4
 
-        Args:
-            config: layers, keep, window and cells are looked at.
-
-        Raises:
-            ValueError: names the field, what was expected, what came.
-        """
-        side = self.image_size((1, 1), config.diffusion_size)[0] // self.patch_size
-        layers = select_layers(self.layers, config.layers, latent_size=(side, side))
-        maps = len(layers) * int(self.model.config.num_attention_heads)
-        check_affinity_settings(config, maps=maps, sides=[side])
-
-    def image_size(self, size: tuple[int, int], short_side: int) -> tuple[int, int]:
-        """The size an image is resized to: whole patches, the aspect ratio as near as they allow."""
-        return size_for_model(size, short_side, self.patch_size)
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], config: NerveConfig) -> list[list[CapturedLayer]]:
-        """From images to queries and keys of their patches.
-
-        Args:
-            images: RGB.
-            config: diffusion_size and layers are used.
-
-        Returns:
-            For each image the chosen layers in the order in which they run.
-        """
-        return [self._capture(image, config) for image in images]
-
-    def _capture(self, image: Image.Image, config: NerveConfig) -> list[CapturedLayer]:
-        size = self.image_size((image.height, image.width), config.diffusion_size)
-        grid = size[0] // self.patch_size, size[1] // self.patch_size
+    def capture_pixels(self, pixels: torch.Tensor, config: NerveConfig) -> list[CapturedLayer]:
+        """The chosen blocks, in one pass."""
+        grid = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
         names = [layer.name for layer in select_layers(self.layers, config.layers, latent_size=grid)]
-        pixels = (to_tensor(image, size) - self._mean) / self._std
-        with alone_in(self.model), nk.capture(self.model, names, stop_early=True) as attention:
-            self._run(pixels)
-        return [CapturedLayer(layer.name, 0, layer.q, layer.k, layer.grid) for layer in attention.layers]
+        return self.capture_run(lambda: self._run((pixels - self._mean) / self._std), names)
 
     def _run(self, pixels: torch.Tensor) -> None:
         self.model(pixel_values=pixels.to(self.model.device, self.model.dtype), **self._options)
