@@ -115,6 +115,22 @@ def flux() -> Family:
     return Family(model, run, [("transformer_blocks.0.attn", GRID), ("single_transformer_blocks.0.attn", GRID)])
 
 
+def flux_2() -> Family:
+    model = diffusers.Flux2Transformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, timestep_guidance_channels=8, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    places, words = (torch.cartesian_prod(*map(torch.arange, sides)) for sides in ((1, 4, 6, 1), (1, 1, 1, 5)))
+
+    def run(model: nn.Module) -> Any:
+        return model(
+            hidden_states=noise(2, 24, 4), encoder_hidden_states=noise(2, 5, 16), timestep=torch.tensor([1.0, 1.0]),
+            guidance=torch.tensor([4.0, 4.0]), img_ids=places, txt_ids=words,
+        )  # fmt: skip
+
+    return Family(model, run, [("transformer_blocks.0.attn", GRID), ("single_transformer_blocks.0.attn", GRID)])
+
+
 def pixart() -> Family:
     model = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
@@ -167,6 +183,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     ),
     "Stable Diffusion 3.5": sd3,
     "FLUX.1": flux,
+    "FLUX.2": flux_2,
     "PixArt": pixart,
     "CLIP": clip,
     "SigLIP": lambda: vision(T.SiglipVisionModel, T.SiglipVisionConfig, "encoder.layers.{}.self_attn"),
@@ -223,6 +240,12 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def rotated_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on neighbours."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+
+
 @torch.no_grad()
 def test_q_and_k_are_those_of_the_weights_with_norms_and_rotary_positions():
     errors = {}
@@ -246,6 +269,30 @@ def test_q_and_k_are_those_of_the_weights_with_norms_and_rotary_positions():
             cos, sin = kwargs["position_embeddings"]
             q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         errors[name] = max(relative_error(layer.q, q), relative_error(layer.k, k))
+    for name, layer_name in (
+        ("Stable Diffusion", "mid_block.attentions.0.transformer_blocks.0.attn1"),
+        ("PixArt", "transformer_blocks.0.attn1"),
+        ("FLUX.1", "transformer_blocks.0.attn"),
+        ("FLUX.1", "single_transformer_blocks.0.attn"),
+    ):
+        family = made(name)
+        attn: Any = family.model.get_submodule(layer_name)
+        inputs = []
+        handle = attn.register_forward_pre_hook(
+            lambda module, args, kwargs, inputs=inputs: inputs.append(((*args, *kwargs.values())[0], kwargs)),
+            with_kwargs=True,
+        )
+        with nk.capture(family.model, layer_name) as attention:
+            family.run(family.model)
+        handle.remove()
+        (layer,), (hidden, kwargs) = attention.layers, inputs[0]
+        q, k = heads_of(attn.to_q(hidden)), heads_of(attn.to_k(hidden))
+        if name == "FLUX.1":
+            q, k = (
+                rotated_pairs(norm(x)[:, :, -24:], *(part[-24:] for part in kwargs["image_rotary_emb"]))
+                for norm, x in ((attn.norm_q, q), (attn.norm_k, k))
+            )
+        errors[layer_name] = max(relative_error(layer.q, q), relative_error(layer.k, k))
     family = made("Stable Diffusion 3.5")
     hidden_states: list[Tensor] = []
     attn = family.model.get_submodule("transformer_blocks.1.attn")

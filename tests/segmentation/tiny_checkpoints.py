@@ -219,3 +219,87 @@ def make_siglip(folder: Path) -> None:
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+
+
+def make_t5(folder: Path, width: int = 24) -> None:
+    """Two blocks."""
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "vocab_size": 20}
+    T5EncoderModel(T5Config(**sizes, eos_token_id=1, pad_token_id=0)).save_pretrained(folder)
+
+
+def make_latent_vae(folder: Path, kind: str = "AutoencoderKL", channels: int = 4) -> None:
+    """Shrinks by 4, with the scale and shift of a checkpoint for flow matching."""
+    import diffusers
+
+    sizes: dict[str, Any] = {
+        "block_out_channels": (8, 8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": channels,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    if kind == "AutoencoderKL":
+        sizes |= {"scaling_factor": 1.5, "shift_factor": 0.25}
+    vae = getattr(diffusers, kind)(**sizes)
+    if kind == "AutoencoderKLFlux2":
+        vae.bn.running_mean.uniform_(-1, 1)
+        vae.bn.running_var.uniform_(0.5, 2)
+    vae.save_pretrained(folder)
+
+
+DIFFUSION_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "SD3Transformer2DModel": {
+        "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 80, "caption_projection_dim": 16,
+        "pooled_projection_dim": 40, "pos_embed_max_size": 16, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+    },
+    "FluxTransformer2DModel": {
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 24, "pooled_projection_dim": 32, "axes_dims_rope": (4, 4, 8),
+    },
+    "Flux2Transformer2DModel": {
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 24, "timestep_guidance_channels": 16,
+        "axes_dims_rope": (4, 4, 4, 4),
+    },
+    "PixArtTransformer2DModel": {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+        "sample_size": 8, "patch_size": 2, "cross_attention_dim": 16, "caption_channels": 24,
+    },
+}  # fmt: skip
+
+
+def make_diffusion_transformer(folder: Path, kind: str = "SD3Transformer2DModel", **changes: Any) -> None:
+    """Two layers of two heads; text encoders as the family has them, FLUX.2 with a saved answer in their place."""
+    import diffusers
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(5)
+    folder.mkdir(exist_ok=True)
+    tokenizer = make_tokenizer()
+    sizes = {**DIFFUSION_TRANSFORMERS[kind], **changes}
+    getattr(diffusers, kind)(**sizes).save_pretrained(folder / "transformer")
+    make_latent_vae(folder / "vae", "AutoencoderKLFlux2" if "Flux2" in kind else "AutoencoderKL")
+    if "PixArt" in kind:
+        diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02).save_pretrained(folder / "scheduler")
+    else:
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    if "SD3" in kind:
+        for number, width in (("", 24), ("_2", 16)):
+            config = CLIPTextConfig(**text_settings(tokenizer), projection_dim=width)
+            CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{number}")
+            tokenizer.save_pretrained(folder / f"tokenizer{number}")
+        make_t5(folder / "text_encoder_3", 80)
+    elif "Flux2" in kind:
+        save_file({"prompt_embeds": torch.randn(1, 6, 24)}, folder / "empty_prompt.safetensors")
+    elif "Flux" in kind:
+        CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))).save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        make_t5(folder / "text_encoder_2")
+    else:
+        make_t5(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", kind]}))

@@ -71,7 +71,7 @@ def run(
     ] = False,
     preset: Annotated[str | None, option(panel=MODELS, help=f"One of: {', '.join(PRESETS)}.")] = None,
     diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
+        str | None, option(panel=MODELS, help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id.")
     ] = None,
     clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; under torchrun each its own GPU.")] = None,

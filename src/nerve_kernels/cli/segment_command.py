@@ -102,7 +102,7 @@ def segment(
         str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS, autocompletion=among(*PRESETS))
     ] = DEFAULT_PRESET,
     diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
+        str | None, option(panel=MODELS, help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id.")
     ] = None,
     clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
     device: Annotated[

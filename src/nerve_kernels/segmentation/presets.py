@@ -15,6 +15,7 @@ from .config import NerveConfig
 from .loading import ModelLoadError
 
 STABLE_DIFFUSION = "nerve_kernels.segmentation.attention.diffusion:DiffusionFeatures"
+DIFFUSION_TRANSFORMER = "nerve_kernels.segmentation.attention.diffusion_transformer:DiffusionTransformerFeatures"
 VISION_TRANSFORMER = "nerve_kernels.segmentation.attention.vision_transformer:VisionTransformerFeatures"
 CLIP = "nerve_kernels.segmentation.text_image.clip:DenseClip"
 SIGLIP = "nerve_kernels.segmentation.text_image.siglip:DenseSiglip"

@@ -95,9 +95,9 @@ class DiffusionFeatures(LatentAttention):
         return {"unet": own_settings(self.unet), **super().settings()}
 
     @torch.no_grad()
-    def denoise(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
-        """One UNet pass with the empty prompt: (B, channels, height, width) to the same."""
-        prompt = self.empty_prompt.expand(noisy.shape[0], -1, -1)
+    def denoise(self, noisy: torch.Tensor, timestep: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
+        """One UNet pass, with the empty prompt where none is given: (B, channels, height, width) to the same."""
+        prompt = (self.empty_prompt if prompt is None else prompt).expand(noisy.shape[0], -1, -1)
         noisy = noisy.to(self.unet.device, self.unet.dtype)
         options = {} if self.pooled_prompt is None else {"added_cond_kwargs": self._conditions(noisy)}
         with alone_in(self.unet):  # its hooks, if another thread is capturing, are not for this pass

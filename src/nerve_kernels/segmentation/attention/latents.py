@@ -59,8 +59,8 @@ class LatentAttention(ModelAttention):
         self._fingerprint = Fingerprint(self.settings, model, vae)
 
     @abstractmethod
-    def denoise(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
-        """One pass with the empty prompt."""
+    def denoise(self, noisy: torch.Tensor, timestep: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
+        """One pass; with the empty prompt where none is given."""
 
     @property
     def modules(self) -> tuple[torch.nn.Module, ...]:
@@ -119,6 +119,11 @@ class LatentAttention(ModelAttention):
         return (mean - shift) * self.vae.config.scaling_factor
 
     @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return int(self.vae.config.latent_channels) * self._side_of_patches**2
+
+    @property
     def _side_of_patches(self) -> int:
         return 2 if hasattr(self.vae, "bn") else 1
 
@@ -146,10 +151,9 @@ class LatentAttention(ModelAttention):
         return noisy.to(latent.dtype)
 
     def run_smallest(self) -> int:
-        """One pass on the smallest latent."""
+        """One pass on the smallest latent, with one token of the prompt."""
         side = self.latent_multiple
-        channels = self.vae.config.latent_channels * self._side_of_patches**2
-        self.denoise(torch.zeros(1, channels, side, side), 0)
+        self.denoise(torch.zeros(1, self.channels, side, side), 0, self.empty_prompt[:, :1])
         return side
 
     def capture(

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 
 from nerve_kernels.segmentation.extras import require_extra
-from nerve_kernels.segmentation.loading import (
-    ModelLoadError,
-    check_vocabulary,
-    choose_device,
-    choose_dtype,
-    freeze,
-    load_part,
-)
+from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, choose_dtype, freeze, load_part
+
+from .text_encoders import TextEncoders, require_finite_prompt
+
+DIFFUSERS_FILES = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
 
 
 def load_stable_diffusion(
@@ -40,57 +37,30 @@ def load_stable_diffusion(
         ModelLoadError: Incomplete folder, unknown id, or no connection.
     """
     require_extra("diffusers", "transformers")
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    def part(load: Callable[..., Any], subfolder: str, **options: Any) -> Any:
-        return load_part(load, source, argument="diffusion", subfolder=subfolder, **options)
+    from diffusers import UNet2DConditionModel
 
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    # Stable Diffusion 1.x's VAE overflows float16, and it runs only once an image.
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    file = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
-    unet = part(UNet2DConditionModel.from_pretrained, "unet", torch_dtype=dtype, **file)
-    vae = part(AutoencoderKL.from_pretrained, "vae", torch_dtype=vae_dtype, **file)
-    # Whatever sampler the checkpoint names, its noise schedule is all that is needed here,
-    # and DDPMScheduler adds noise in the scale in which the UNet was trained.
-    scheduler = part(DDPMScheduler.from_pretrained, "scheduler", config="scheduler_config.json")
-    alphas = scheduler.alphas_cumprod
-    if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
-        raise ModelLoadError(
-            f"diffusion: the noise schedule of {source} has {len(alphas)} levels from {float(alphas.min())} to "
-            f"{float(alphas.max())}; expected {scheduler.config.num_train_timesteps} from 0 to 1"
-        )
+    unet = load_part(
+        UNet2DConditionModel.from_pretrained,
+        source,
+        argument="diffusion",
+        subfolder="unet",
+        torch_dtype=dtype,
+        **DIFFUSERS_FILES,
+    )
+    vae = load_vae("AutoencoderKL", source, device, dtype)
+    scheduler = load_diffusion_noise(source)
     freeze(unet, device, dtype)
-    freeze(vae, device, vae_dtype)
-
-    def answer(encoder_class: Any, number: str) -> Any:
-        """What a text encoder says to the empty prompt; it is let go again."""
-        encoder = part(
-            encoder_class.from_pretrained, f"text_encoder{number}", config="config.json", weights="model.safetensors"
-        )
-        tokenizer = part(CLIPTokenizer.from_pretrained, f"tokenizer{number}", config="tokenizer_config.json")
-        check_vocabulary(tokenizer, encoder.config, argument="diffusion")
-        freeze(encoder, device, dtype)
-        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-        tokens = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
-        with torch.no_grad():
-            return encoder(tokens.input_ids.to(device), output_hidden_states=True)
-
+    encoders = TextEncoders(source, device, dtype)
     pooled_prompt = None
     if unet.config.addition_embed_type == "text_time":
-        first, second = answer(CLIPTextModel, ""), answer(CLIPTextModelWithProjection, "_2")
+        first, second = encoders.clip(), encoders.clip("_2", projected=True)
         empty_prompt = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         pooled_prompt = second.text_embeds
     else:
-        empty_prompt = answer(CLIPTextModel, "").last_hidden_state
-    for said in (empty_prompt, pooled_prompt):
-        if said is not None and not said.isfinite().all():
-            raise ModelLoadError(
-                f"diffusion: the text encoder of {source} answers NaN or infinity to the empty prompt; its weights "
-                "are damaged, or overflow their dtype: try float32"
-            )
+        empty_prompt = encoders.clip().last_hidden_state
+    require_finite_prompt(source, empty_prompt, pooled_prompt)
     return {
         "unet": unet,
         "vae": vae,
@@ -98,3 +68,49 @@ def load_stable_diffusion(
         "empty_prompt": empty_prompt,
         "pooled_prompt": pooled_prompt,
     }
+
+
+def load_vae(name: str, source: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> Any:
+    """The autoencoder of a checkpoint.
+
+    Args:
+        name: of its class in diffusers.
+        source: as above.
+        device: where it runs.
+        dtype: what the model beside it runs in; in place of float16, which Stable Diffusion 1.x's VAE overflows, it
+            gets float32, for it runs only once an image.
+    """
+    import diffusers
+
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    load: Callable[..., Any] = getattr(diffusers, name).from_pretrained
+    vae = load_part(load, source, argument="diffusion", subfolder="vae", torch_dtype=dtype, **DIFFUSERS_FILES)
+    freeze(vae, device, dtype)
+    return vae
+
+
+def load_diffusion_noise(source: str | os.PathLike[str]) -> Any:
+    """The ``DDPMScheduler`` of a checkpoint.
+
+    Whatever sampler the checkpoint names, its noise schedule is all that is needed here, and ``DDPMScheduler`` adds
+    noise in the scale in which the model was trained.
+
+    Raises:
+        ModelLoadError: its levels are not as many as it says, or not between 0 and 1.
+    """
+    from diffusers import DDPMScheduler
+
+    scheduler = load_part(
+        DDPMScheduler.from_pretrained,
+        source,
+        argument="diffusion",
+        subfolder="scheduler",
+        config="scheduler_config.json",
+    )
+    alphas = scheduler.alphas_cumprod
+    if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
+        raise ModelLoadError(
+            f"diffusion: the noise schedule of {source} has {len(alphas)} levels from {float(alphas.min())} to "
+            f"{float(alphas.max())}; expected {scheduler.config.num_train_timesteps} from 0 to 1"
+        )
+    return scheduler

@@ -52,8 +52,35 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "conv_out_kernel": (1, 31),
     "scaling_factor": (1e-6, 1e6),
     "layer_norm_eps": (0, 1),
+    "shift_factor": (-1e6, 1e6),
+    "encoder_block_out_channels": (1, 16384),
+    "decoder_block_out_channels": (1, 16384),
+    "num_encoder_blocks": (1, 64),
+    "num_decoder_blocks": (1, 64),
+    "batch_norm_eps": (0, 1),
+    # diffusers: transformers
+    "num_layers": (0, 256),
+    "num_single_layers": (0, 256),
+    "joint_attention_dim": (1, 65536),
+    "caption_projection_dim": (1, 65536),
+    "pooled_projection_dim": (1, 65536),
+    "caption_channels": (1, 65536),
+    "pos_embed_max_size": (1, 8192),
+    "axes_dims_rope": (1, 4096),
+    "timestep_guidance_channels": (1, 65536),
+    "mlp_ratio": (0, 64),
+    "num_embeds_ada_norm": (1, 100_000),
+    "interpolation_scale": (0, 1024),
+    # transformers: T5
+    "d_model": (1, 16384),
+    "d_kv": (1, 1024),
+    "d_ff": (1, 2**18),
+    "num_heads": (1, 512),
+    "num_decoder_layers": (0, 256),
+    "relative_attention_num_buckets": (1, 8192),
     # noise schedule
     "num_train_timesteps": (1, 100_000),
+    "shift": (0, 1e6),
     "beta_start": (0, 1),
     "beta_end": (0, 1),
     "trained_betas": (0, 1),
@@ -105,7 +132,8 @@ def least_parameters(config: Mapping[str, Any]) -> int:
     """Numbers that a model of this config has at the very least.
 
     Only its largest parts are counted, so that no right checkpoint holds fewer: the linear maps and embeddings of a
-    transformer; of each UNet or VAE block one convolution a layer, and the keys and values over the prompt.
+    transformer; of a diffusion transformer and of T5 those of attention and T5's feed-forward part; of each UNet or VAE
+    block one convolution a layer, and the keys and values over the prompt.
 
     Example:
         >>> least_parameters({"block_out_channels": [320, 640], "layers_per_block": 2})
@@ -121,6 +149,11 @@ def least_parameters(config: Mapping[str, Any]) -> int:
     patches = _whole(config, "image_size") // max(1, _whole(config, "patch_size"))
     rows = _whole(config, "vocab_size") + _whole(config, "max_position_embeddings") + patches**2
     total += rows * hidden
+    width = _whole(config, "num_attention_heads") * _whole(config, "attention_head_dim")
+    total += 4 * width**2 * (_whole(config, "num_layers") + _whole(config, "num_single_layers"))
+    model = _whole(config, "d_model")
+    inner = 2 * _whole(config, "num_heads") * _whole(config, "d_kv") + _whole(config, "d_ff")
+    total += model * (2 * inner * _whole(config, "num_layers") + _whole(config, "vocab_size"))
     channels = config.get("block_out_channels")
     for block in channels if isinstance(channels, list) else ():
         if isinstance(block, int):

@@ -51,6 +51,14 @@ def digest_of_weights(*modules: torch.nn.Module) -> str:
     return _digest(b"", modules)
 
 
+def digest_of_tensors(*tensors: torch.Tensor) -> str:
+    """The digest of a few tensors, too large to be settings."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        _add(sha, "", tensor)
+    return sha.hexdigest()[:DIGITS]
+
+
 def own_settings(model: Any) -> dict[str, Any]:
     """What a model of diffusers or transformers was configured with, where that is not the library's default.
 
@@ -73,9 +81,13 @@ def _digest(start: bytes, modules: tuple[torch.nn.Module, ...]) -> str:
     sha = hashlib.sha256(start)
     for module in modules:
         for name, tensor in module.state_dict().items():
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+            _add(sha, name, tensor)
     return sha.hexdigest()[:DIGITS]
+
+
+def _add(sha: Any, name: str, tensor: torch.Tensor) -> None:
+    sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
 
 
 def _as_list(value: Any) -> Any:
