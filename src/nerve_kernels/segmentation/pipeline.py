@@ -71,8 +71,8 @@ class NervePipeline:
         """Load two checkpoints; only safetensors are read and no code from the hub is run.
 
         Args:
-            diffusion: folder or hub id of what attention comes from: a Stable Diffusion, FLUX or PixArt checkpoint, or a
-                vision transformer (DINOv2, DINOv3, ViT, DeiT).
+            diffusion: folder or hub id of what attention comes from: a Stable Diffusion, FLUX or PixArt checkpoint,
+                or a vision transformer (DINOv2, DINOv3, ViT, DeiT).
             clip: folder or hub id of a CLIP checkpoint, or of SigLIP's or SigLIP 2's at a fixed resolution.
             device: None: a GPU if there is one, else the CPU.
             dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
