@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -91,6 +92,9 @@ def run(
     threshold: Annotated[
         float | None, option(panel=PROTOCOL, help="Least probability of a class; below: background.")
     ] = None,
+    boundary: Annotated[
+        bool, option("--boundary", panel=PROTOCOL, help="Also Boundary IoU, of the pixels near boundaries.")
+    ] = False,
     walk: Annotated[bool | None, option("--walk/--no-walk", help="Without the walk: what CLIP says alone.")] = None,
     criterion: Annotated[
         str | None,
@@ -153,7 +157,8 @@ def run(
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
         def score() -> Evaluation:
-            scorer = Scorer(pipeline, data, variants, vocabulary=vocabulary or entry.vocabulary)
+            asked = vocabulary or entry.vocabulary
+            scorer = Scorer(pipeline, data, variants, vocabulary=asked, boundary=boundary)
             settings = {"limit": limit, "save_every": save_every, "workers": workers}
             settings |= {"verify": verify, "redo_changed": redo_changed}
             found = _with_progress(console, scorer, folder, processes, settings)
@@ -226,7 +231,9 @@ def _print(console: Console, evaluation: Evaluation, folder: Path) -> None:
         )
     _say(console, f"{evaluation.images_per_second:.2f} images/s, {evaluation.processes} processes")
     for name, score in evaluation.scores.items():
-        typer.echo(f"{name}: mIoU {100 * score.miou:.2f}, pixel accuracy {100 * score.pixel_accuracy:.2f}")
+        line = f"{name}: mIoU {100 * score.miou:.2f}, pixel accuracy {100 * score.pixel_accuracy:.2f}"
+        by_class = evaluation.boundaries.get(name)
+        typer.echo(f"{line}, boundary IoU {100 * fmean(by_class.values()):.2f}" if by_class else line)
     typer.echo(folder / "report.md")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,53 @@ def confusion_matrix(prediction: LabelMap, truth: LabelMap, *, classes: int, ign
     ).cpu()
 
 
+BOUNDARY_SHARE = 0.02  # of an image's diagonal, as Boundary IoU has it
+
+
+def boundary_matrix(prediction: LabelMap, truth: LabelMap, *, classes: int, ignore_index: int = 255) -> torch.Tensor:
+    """The confusion matrix of the pixels near a boundary, from which :func:`boundary_iou` comes.
+
+    A pixel is near the boundary of its class if a pixel of another class, or the outside of the image, is within 2 % of
+    the image's diagonal of it, along each axis; those that are not are of class C.
+
+    Args:
+        prediction, truth, classes, ignore_index: as for :func:`confusion_matrix`; the maps are (H, W), and what is
+            ignored in the truth is another class than its neighbours.
+
+    Returns:
+        (classes + 1, classes + 1) int64 on the CPU, the last class the pixels far from a boundary.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Source:
+        Cheng et al., *Boundary IoU: Improving Object-Centric Image Segmentation Evaluation*, CVPR 2021, equation 2;
+        they take the pixels near one object's boundary, this takes those of all objects of a class.
+
+    Example:
+        >>> columns = torch.arange(100).expand(100, 100)
+        >>> boundary_matrix((columns >= 50).long(), (columns >= 50).long(), classes=2).diagonal().tolist()
+        [864, 864, 8272]
+    """
+    predicted, wanted = _same_shape(prediction, truth)
+    distance = max(1, round(BOUNDARY_SHARE * math.hypot(*wanted.shape)))
+    near = [torch.where(_is_near_another(labels, distance), labels, classes) for labels in (predicted, wanted)]
+    near[1] = torch.where(wanted == ignore_index, ignore_index, near[1])
+    return confusion_matrix(*near, classes=classes + 1, ignore_index=ignore_index)
+
+
+def _is_near_another(labels: torch.Tensor, distance: int) -> torch.Tensor:
+    """Whether another label or the outside is within a distance of a pixel, along each axis."""
+    outside = torch.nn.functional.pad(labels.float()[None], (distance,) * 4, value=-1.0)
+    side = 2 * distance + 1
+
+    def largest(values: torch.Tensor) -> torch.Tensor:
+        rows = torch.nn.functional.max_pool2d(values, (side, 1), stride=1)
+        return torch.nn.functional.max_pool2d(rows, (1, side), stride=1)[0]
+
+    return largest(outside) != -largest(-outside)
+
+
 def score(counts: torch.Tensor, classes: Sequence[str]) -> IoUScore:
     """IoU of class c = n_cc / (Σ_k n_ck + Σ_k n_kc − n_cc), and their mean.
 
@@ -83,6 +131,27 @@ def score(counts: torch.Tensor, classes: Sequence[str]) -> IoUScore:
         per_class=dict(zip(names, iou.tolist(), strict=True)),
         pixel_accuracy=float(hits.sum() / exact.sum()),
     )
+
+
+def boundary_iou(counts: torch.Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """Boundary IoU of each class: that of the pixels near its boundaries, |G_d ∩ P_d| / |G_d ∪ P_d|.
+
+    Args:
+        counts: (C + 1, C + 1), the sum of :func:`boundary_matrix` over images.
+        classes: names of the C classes.
+
+    Returns:
+        By name, for the classes that occur.
+
+    Example:
+        >>> columns = torch.arange(100).expand(100, 100)
+        >>> counts = boundary_matrix((columns >= 50).long(), (columns >= 51).long(), classes=2)
+        >>> round(boundary_iou(counts, ["left", "right"])["left"], 3)  # IoU has 0.98
+        0.793
+    """
+    found = score(counts, (*classes, "")).per_class
+    found.pop("", None)
+    return found
 
 
 class MeanIoU:

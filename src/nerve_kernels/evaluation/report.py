@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from nerve_kernels.segmentation.output.render import render_overlay
 
 from .class_lists import IGNORED
 from .runner import Evaluation
-from .scorer import Scorer
+from .scorer import MEASURED_IMAGES, Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +59,7 @@ def summarize(scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
                 "pixel_accuracy": score.pixel_accuracy,
                 "iou": score.per_class,
                 "confusion": evaluation.confusions[name].tolist(),
+                **_boundary(evaluation, name),
             }
             for name, score in evaluation.scores.items()
         },
@@ -69,6 +71,7 @@ def summarize(scorer: Scorer, evaluation: Evaluation) -> dict[str, Any]:
             "images_per_second": evaluation.images_per_second,
             "peak_memory_bytes": evaluation.peak_memory_bytes,
             "peak_gpu_memory_bytes": evaluation.peak_gpu_memory_bytes,
+            "after_seeds_and_affinity": {name: cost._asdict() for name, cost in evaluation.costs.items()},
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -83,12 +86,7 @@ def _markdown(result: Mapping[str, Any], overlays: Mapping[str, str]) -> str:
         f"{result['images']} images, {len(result['failures'])} could not be scored; every image was asked for "
         + ("all classes." if result["vocabulary"] == "dataset" else "the classes in its truth."),
         "",
-        "| | mIoU (%) | pixel accuracy (%) |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {100 * found['miou']:.2f} | {100 * found['pixel_accuracy']:.2f} |"
-        for name, found in result["results"].items()
+        *_table(result),
     ]
     lines += ["", f"![Scores]({CHART})", "", "| class | " + " | ".join(result["results"]) + " |"]
     lines += ["|---" * (1 + len(result["results"])) + "|"]
@@ -109,6 +107,34 @@ def _markdown(result: Mapping[str, Any], overlays: Mapping[str, str]) -> str:
         lines += ["", "Not scored:", ""]
         lines += [f"- {failure['image']}: {failure['reason']}" for failure in result["failures"]]
     return "\n".join(lines) + "\n"
+
+
+def _boundary(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    if not evaluation.boundaries:
+        return {}
+    by_class = evaluation.boundaries[name]
+    return {"boundary_miou": fmean(by_class.values()), "boundary_iou": dict(by_class)}
+
+
+def _table(result: Mapping[str, Any]) -> list[str]:
+    """A row for each variant: its scores, and what it cost where that was measured."""
+    costs = result["last_run"]["after_seeds_and_affinity"]
+    columns: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
+        "mIoU (%)": lambda _, found: f"{100 * found['miou']:.2f}",
+        "pixel accuracy (%)": lambda _, found: f"{100 * found['pixel_accuracy']:.2f}",
+    }
+    if any("boundary_miou" in found for found in result["results"].values()):
+        columns["boundary IoU (%)"] = lambda _, found: f"{100 * found['boundary_miou']:.2f}"
+    if costs:
+        columns["ms"] = lambda name, _: f"{1000 * costs[name]['seconds']:.1f}"
+    if any(cost["peak_bytes"] is not None for cost in costs.values()):
+        columns["MB"] = lambda name, _: f"{costs[name]['peak_bytes'] / 2**20:.1f}"
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name, found in result["results"].items():
+        lines.append(f"| {name} | " + " | ".join(column(name, found) for column in columns.values()) + " |")
+    if costs:
+        lines += ["", f"ms and MB: what follows seeds and affinity, the median of up to {MEASURED_IMAGES} images."]
+    return lines
 
 
 def _write_overlays(folder: Path, scorer: Scorer, evaluation: Evaluation) -> dict[str, str]:

@@ -35,14 +35,22 @@ class ImageRecord:
             cell = truth · classes + prediction.
         files: the state of each file that the image and its truth were read from; None where the version that
             made the record kept none.
+        boundary_counts: likewise of the pixels near a boundary, with one class more; None where they are not counted.
     """
 
     index: int
     counts: tuple[tuple[tuple[int, int], ...], ...]
     files: tuple[FileState, ...] | None = None
+    boundary_counts: tuple[tuple[tuple[int, int], ...], ...] | None = None
 
     @classmethod
-    def from_matrices(cls, index: int, matrices: list[torch.Tensor], files: tuple[FileState, ...] = ()) -> ImageRecord:
+    def from_matrices(
+        cls,
+        index: int,
+        matrices: list[torch.Tensor],
+        files: tuple[FileState, ...] = (),
+        boundary_matrices: list[torch.Tensor] | None = None,
+    ) -> ImageRecord:
         """From dense confusion matrices, of which an image fills few cells."""
 
         def entries(matrix: torch.Tensor) -> tuple[tuple[int, int], ...]:
@@ -50,15 +58,17 @@ class ImageRecord:
             cells = flat.nonzero()[:, 0]
             return tuple(zip(cells.tolist(), flat[cells].tolist(), strict=True))
 
-        return cls(index, tuple(entries(matrix) for matrix in matrices), files)
+        boundary = None if boundary_matrices is None else tuple(entries(matrix) for matrix in boundary_matrices)
+        return cls(index, tuple(entries(matrix) for matrix in matrices), files, boundary)
 
 
 class RunShape(NamedTuple):
-    """What the records of a run can hold: how many images, variants and classes there are."""
+    """What the records of a run hold: how many images, variants and classes there are, and whether boundaries."""
 
     images: int
     variants: int
     classes: int
+    boundary: bool = False
 
 
 class RunFolder:
@@ -162,28 +172,36 @@ def _rows(content: Any) -> list[Any]:
 
 
 def _as_row(record: ImageRecord) -> list[Any]:
-    return [record.index, record.counts, record.files]
+    row = [record.index, record.counts, record.files]
+    return row if record.boundary_counts is None else [*row, record.boundary_counts]
 
 
 def _from_row(row: Any, shape: RunShape) -> ImageRecord:
     index, counts, *rest = row
     _check_count("index", index, shape.images)
-    if len(counts) != shape.variants:
-        raise ValueError(f"counts of {len(counts)} variants, expected {shape.variants}")
+    files, *boundary = rest or (None,)
+    if len(boundary) != shape.boundary:
+        raise ValueError(f"{len(boundary)} counts near boundaries, expected {shape.boundary:d}")
+    return ImageRecord(
+        index,
+        _checked_counts(counts, shape.variants, shape.classes),
+        None if files is None else tuple(FileState(*state) for state in files),
+        _checked_counts(boundary[0], shape.variants, shape.classes + 1) if boundary else None,
+    )
+
+
+def _checked_counts(counts: Any, variants: int, classes: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    if len(counts) != variants:
+        raise ValueError(f"counts of {len(counts)} variants, expected {variants}")
     for entries in counts:
         for cell, pixels in entries:
-            _check_count("cell", cell, shape.classes**2)
+            _check_count("cell", cell, classes**2)
             _check_count("pixels", pixels, MAX_PIXELS)
         if len({cell for cell, _ in entries}) != len(entries):
             raise ValueError("a cell that is there twice")
     if len({sum(pixels for _, pixels in entries) for entries in counts}) > 1:
         raise ValueError("variants that counted different numbers of pixels")
-    (files,) = rest or (None,)
-    return ImageRecord(
-        index,
-        tuple(tuple((cell, pixels) for cell, pixels in entries) for entries in counts),
-        None if files is None else tuple(FileState(*state) for state in files),
-    )
+    return tuple(tuple((cell, pixels) for cell, pixels in entries) for entries in counts)
 
 
 def _check_count(name: str, value: Any, end: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.finite import NotFiniteError
+from nerve_kernels.segmentation.peak_memory import highest_resident_bytes
 
 from .file_states import FileState
 from .finished import Finished
 from .labelled_images import LabelledImage, LabelledImages, UnreadableImageError
-from .metrics import IoUScore, score
+from .metrics import IoUScore, boundary_iou, score
 from .processes import Processes
 from .run_folder import ImageRecord, RunFolder, RunShape
-from .scorer import Scorer
+from .scorer import Cost, Scorer
 
 SAVE_EVERY_SECONDS = 30.0
 EXTREMES = 3
@@ -43,6 +45,9 @@ class Evaluation:
         peak_memory_bytes: the largest of any process.
         peak_gpu_memory_bytes: likewise on its GPU; None without one.
         best, worst: indices of the images with the highest and lowest mIoU under the first variant.
+        boundaries: for each variant the Boundary IoU by class; empty where it was not counted.
+        costs: for each variant the median over the first images of this run of what came after seeds and affinity;
+            none with one variant, or where this run had nothing left to do.
     """
 
     confusions: Mapping[str, torch.Tensor]
@@ -57,6 +62,8 @@ class Evaluation:
     peak_gpu_memory_bytes: int | None
     best: tuple[int, ...]
     worst: tuple[int, ...]
+    boundaries: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, Cost]
 
     @property
     def images_per_second(self) -> float:
@@ -70,23 +77,35 @@ class Tally:
     """The sum over images, and which were best and worst."""
 
     classes: tuple[str, ...]
-    counts: torch.Tensor
+    variants: int
     images: int = 0
     scored: list[tuple[float, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Nothing is counted yet."""
+        classes = len(self.classes)
+        self.counts = torch.zeros(self.variants, classes, classes, dtype=torch.int64)
+        self.boundary_counts = torch.zeros(self.variants, classes + 1, classes + 1, dtype=torch.int64)
 
     def add(self, record: ImageRecord) -> None:
         """Count one image."""
         for number, entries in enumerate(record.counts):
-            cells, pixels = zip(*entries, strict=True) if entries else ((), ())
-            matrix = torch.zeros(len(self.classes) ** 2, dtype=torch.int64)
-            matrix[list(cells)] = torch.tensor(pixels, dtype=torch.int64)
-            matrix = matrix.view(len(self.classes), -1)
+            matrix = _dense(entries, len(self.classes))
             self.counts[number] += matrix
             if number == 0 and entries:
                 self.scored.append((score(matrix, self.classes).miou, record.index))
+        for number, entries in enumerate(record.boundary_counts or ()):
+            self.boundary_counts[number] += _dense(entries, len(self.classes) + 1)
         if len(self.scored) > 16 * EXTREMES:
             self.scored = extremes(self.scored)
         self.images += 1
+
+
+def _dense(entries: Sequence[tuple[int, int]], classes: int) -> torch.Tensor:
+    cells, pixels = zip(*entries, strict=True) if entries else ((), ())
+    matrix = torch.zeros(classes**2, dtype=torch.int64)
+    matrix[list(cells)] = torch.tensor(pixels, dtype=torch.int64)
+    return matrix.view(classes, classes)
 
 
 def extremes(scored: list[tuple[float, int]]) -> list[tuple[float, int]]:
@@ -140,11 +159,11 @@ def evaluate(
     if len({repr(description) for description in processes.gather(scorer.description)}) > 1:
         raise ValueError("processes: their models, settings or data sets differ; start all with the same command")
     classes = dataset.classes
-    shape = RunShape(len(dataset), len(scorer.variants), len(classes))
+    shape = RunShape(len(dataset), len(scorer.variants), len(classes), scorer.boundary)
     folder = RunFolder(
         out, scorer.description, shape, digest_of_weights=scorer.digest_of_weights, save_every=save_every
     )
-    tally = Tally(classes, torch.zeros(len(scorer.variants), len(classes), len(classes), dtype=torch.int64))
+    tally = Tally(classes, len(scorer.variants))
     finished = Finished(folder, dataset, chosen, processes, verify=verify, redo_changed=redo_changed)
     for record in finished.records():
         tally.add(record)
@@ -158,7 +177,7 @@ def evaluate(
         reason = labelled if isinstance(labelled, str) else None
         if not isinstance(labelled, str):
             try:
-                record = ImageRecord.from_matrices(index, scorer.confusions(labelled), files)
+                record = scorer.record(index, labelled, files)
             except torch.OutOfMemoryError as error:
                 reason = f"{labelled.identifier}: too large for this device ({error})"
             except NotFiniteError as error:
@@ -234,15 +253,18 @@ def _gather(
     failures: list[tuple[str, str]],
     seconds: float,
 ) -> Evaluation:
-    counts = processes.total(tally.counts)
+    counts, boundary_counts = processes.total(tally.counts), processes.total(tally.boundary_counts)
     numbers = processes.total(torch.tensor([tally.images, *earlier]))
-    others = processes.gather((extremes(tally.scored), failures, seconds, _peak_memory(), _peak_gpu_memory()))
+    found = extremes(tally.scored), failures, seconds, scorer.costs, highest_resident_bytes(), _peak_gpu_memory()
+    others = processes.gather(found)
     ordered = extremes([entry for scored, *_ in others for entry in scored])
     all_failures = tuple(sorted(entry for _, failed, *_ in others for entry in failed))
     if not int(numbers[0]):
         first = f"; the first: {all_failures[0][1]}" if all_failures else ""
         raise ValueError(f"dataset: not a single image of {scorer.dataset.name} could be scored{first}")
     confusions = dict(zip(scorer.variants, counts, strict=True))
+    boundaries = dict(zip(scorer.variants, boundary_counts, strict=True)) if scorer.boundary else {}
+    costs = {name: [cost for *_, costs, _, _ in others for cost in costs[name]] for name in scorer.variants}
     half = len(ordered) // 2
     gpu = [memory for *_, memory in others if memory is not None]
     return Evaluation(
@@ -258,18 +280,14 @@ def _gather(
         peak_gpu_memory_bytes=max(gpu, default=None),
         best=tuple(index for _, index in reversed(ordered[-min(EXTREMES, len(ordered) - half) :])),
         worst=tuple(index for _, index in ordered[: min(EXTREMES, half)]),
+        boundaries={name: boundary_iou(matrix, scorer.dataset.classes) for name, matrix in boundaries.items()},
+        costs={name: _median(measured) for name, measured in costs.items() if measured},
     )
 
 
-def _peak_memory() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _median(costs: list[Cost]) -> Cost:
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+    return Cost(statistics.median(cost.seconds for cost in costs), statistics.median_high(peaks) if peaks else None)
 
 
 def _peak_gpu_memory() -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +16,27 @@ from nerve_kernels._operators.checks import check_choice, refusal
 from nerve_kernels.segmentation.checkpoints.fingerprints import digest_of_weights
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from nerve_kernels.segmentation.features import ImageFeatures
+from nerve_kernels.segmentation.peak_memory import can_measure
+from nerve_kernels.segmentation.phases import PIXELS, REFINE, WALK, recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.text_image.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels
 from nerve_kernels.segmentation.text_image.templates import resolve_templates
 
 from .class_lists import IGNORED
+from .file_states import FileState
 from .labelled_images import LabelledImage, LabelledImages
-from .metrics import confusion_matrix
-from .run_folder import digest
+from .metrics import boundary_matrix, confusion_matrix
+from .run_folder import ImageRecord, digest
 
 VOCABULARIES = ("dataset", "image")
+MEASURED_IMAGES = 20  # looking at the memory takes time
+
+
+class Cost(NamedTuple):
+    """What one image took after its seeds and its affinity: seconds, and bytes at their highest where it is known."""
+
+    seconds: float
+    peak_bytes: int | None
 
 
 def protocol_config(config: NerveConfig, *, has_background: bool) -> NerveConfig:
@@ -59,6 +71,7 @@ class Scorer:
         variants: a config for each variant's name.
         vocabulary: ``"dataset"``: each image is asked for every class; ``"image"``: for those in its truth (and
             the background), the task of one who knows what is there and wants to know where.
+        boundary: also count the pixels near a boundary, for the Boundary IoU.
 
     Raises:
         ValueError: an unknown vocabulary, no variant, or a config that does not suit the models.
@@ -71,11 +84,13 @@ class Scorer:
         variants: Mapping[str, NerveConfig],
         *,
         vocabulary: str = "dataset",
+        boundary: bool = False,
     ) -> None:
         check_choice("vocabulary", vocabulary, VOCABULARIES)
         if not variants:
             raise ValueError(refusal("variants", "at least one", "none"))
-        self.pipeline, self.dataset, self.vocabulary = pipeline, dataset, vocabulary
+        self.pipeline, self.dataset, self.vocabulary, self.boundary = pipeline, dataset, vocabulary, boundary
+        self.costs: dict[str, list[Cost]] = {name: [] for name in variants}
         self.variants = {
             name: protocol_config(config, has_background=dataset.has_background) for name, config in variants.items()
         }
@@ -87,15 +102,34 @@ class Scorer:
             names += DEFAULT_BACKGROUND_WORDS if words == "default" else ()
             pipeline.text_image.embed_names(names, resolve_templates(config.templates))
 
-    def confusions(self, labelled: LabelledImage) -> list[torch.Tensor]:
-        """A confusion matrix (classes, classes) for each variant, in their order, at the image's own resolution."""
+    def record(self, index: int, labelled: LabelledImage, files: tuple[FileState, ...] = ()) -> ImageRecord:
+        """What an image counts under each variant, at its own resolution."""
         found: dict[str, torch.Tensor] = {}
+        boundary: dict[str, torch.Tensor] = {}
+        classes = len(self.dataset.classes)
         for base, names in self._groups:
             features = self.pipeline.encode(labelled.image, config=base)
             for name in names:
-                prediction = self._label_map(features, labelled.mask, self.variants[name])
-                found[name] = confusion_matrix(prediction, labelled.mask, classes=len(self.dataset.classes))
-        return [found[name] for name in self.variants]
+                with self._measuring(name):
+                    prediction = self._label_map(features, labelled.mask, self.variants[name])
+                found[name] = confusion_matrix(prediction, labelled.mask, classes=classes)
+                if self.boundary:
+                    boundary[name] = boundary_matrix(prediction, labelled.mask, classes=classes)
+        in_order = [[counts[name] for name in self.variants] for counts in (found, boundary) if counts]
+        return ImageRecord.from_matrices(index, in_order[0], files, in_order[1] if self.boundary else None)
+
+    @contextmanager
+    def _measuring(self, variant: str) -> Iterator[None]:
+        """Note what follows the seeds and the affinity, which variants share, for the first images."""
+        measured, device = self.costs[variant], self.pipeline.text_image.device.type
+        if len(self.variants) == 1 or len(measured) == MEASURED_IMAGES:
+            yield
+            return
+        with recording_phases(device if can_measure(device) else None) as phases:
+            yield
+        own = [one for one in phases if one.name in (WALK, REFINE, PIXELS)]
+        peaks = [one.peak_bytes for one in own if one.peak_bytes is not None]
+        measured.append(Cost(sum(one.seconds for one in own), max(peaks, default=None)))
 
     def label_map(self, labelled: LabelledImage, variant: str) -> npt.NDArray[np.int64]:
         """(height, width): the class one variant gives each pixel."""
@@ -117,6 +151,8 @@ class Scorer:
                 "text_image": self.pipeline.text_image.fingerprint(),
             },
             "device": self.pipeline.text_image.device.type,
+            # runs of earlier versions, which knew no boundaries, go on
+            **({"boundary": True} if self.boundary else {}),
         }
 
     def digest_of_weights(self) -> str:

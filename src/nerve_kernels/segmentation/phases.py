@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
 from nerve_kernels._operators import dispatch
+
+from .peak_memory import PeakMemory
 
 READ = "read the image"
 CLIP_IMAGE = "CLIP, image"
@@ -34,6 +36,7 @@ class Phase:
         operators: (operator, backend) pairs in the order in which they first ran.
         failed: whether an exception ended it.
         part: which part of it, where it has several that are computed and kept by themselves.
+        peak_bytes: memory it took at its highest beyond what was there before, where that was asked for.
     """
 
     name: str
@@ -41,33 +44,43 @@ class Phase:
     operators: list[tuple[str, str]]
     failed: bool = False
     part: str = ""
+    peak_bytes: int | None = None
 
 
-_phases: ContextVar[list[Phase] | None] = ContextVar("_phases", default=None)
+# the phases so far, and the device whose memory is measured
+_recording: ContextVar[tuple[list[Phase], str | None] | None] = ContextVar("_recording", default=None)
 
 
 @contextmanager
 def phase(name: str, part: str = "") -> Iterator[None]:
     """Around the body of a phase, or on its function; costs nothing where nobody records."""
-    phases = _phases.get()
-    if phases is None:
+    recording = _recording.get()
+    if recording is None:
         yield
         return
-    _wait_for_gpu()
-    start = time.perf_counter()
-    failed = True
-    with dispatch.recording_choices() as choices:
+    phases, device = recording
+    peak = None if device is None else PeakMemory(device)
+    found = Phase(name, 0.0, [], failed=True, part=part)
+    phases.append(found)
+    with peak or nullcontext(), dispatch.recording_choices() as choices:
+        _wait_for_gpu()
+        start = time.perf_counter()
         try:
             yield
             _wait_for_gpu()
-            failed = False
+            found.failed = False
         finally:
-            phases.append(Phase(name, time.perf_counter() - start, list(dict.fromkeys(choices)), failed, part))
+            found.seconds = time.perf_counter() - start
+            found.operators = list(dict.fromkeys(choices))
+    found.peak_bytes = None if peak is None else peak.bytes
 
 
 @contextmanager
-def recording_phases() -> Iterator[list[Phase]]:
-    """Collect the phases that run within the block.
+def recording_phases(memory_of: str | None = None) -> Iterator[list[Phase]]:
+    """Collect the phases that run within the block, which are not within each other.
+
+    Args:
+        memory_of: "cpu" or "cuda": also measure how much of its memory each takes.
 
     Example:
         >>> with recording_phases() as phases:
@@ -77,11 +90,11 @@ def recording_phases() -> Iterator[list[Phase]]:
         [('think', [], False)]
     """
     phases: list[Phase] = []
-    token = _phases.set(phases)
+    token = _recording.set((phases, memory_of))
     try:
         yield phases
     finally:
-        _phases.reset(token)
+        _recording.reset(token)
 
 
 def summed(phases: list[Phase]) -> list[Phase]:
@@ -97,6 +110,8 @@ def summed(phases: list[Phase]) -> list[Phase]:
         whole.seconds += one.seconds
         whole.operators = list(dict.fromkeys([*whole.operators, *one.operators]))
         whole.failed |= one.failed
+        if one.peak_bytes is not None:
+            whole.peak_bytes = max(one.peak_bytes, whole.peak_bytes or 0)
     return list(by_name.values())
 
 
