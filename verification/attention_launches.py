@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from benchmarks.peers.torch_walk import float32_products
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
+from nerve_kernels._triton import launch
 from nerve_kernels._triton.attention import (
     attention_entropy,
     attention_map_entropy,
@@ -35,14 +37,15 @@ PRECISIONS = {
 
 
 @contextmanager
-def machine_with(backend: str) -> Iterator[None]:
-    """Launches planned in here are those of a machine with GPUs of AMD, "hip", or of NVIDIA, "cuda"."""
-    before = torch.version.hip
-    torch.version.hip = "planned for" if backend == "hip" else None
+def machine_with(target: GPUTarget) -> Iterator[None]:
+    """Launches planned in here are those of a machine with such GPUs."""
+    before = torch.version.hip, launch.PLANNED_CAPABILITY
+    torch.version.hip = "planned for" if target.backend == "hip" else None
+    launch.PLANNED_CAPABILITY = 0 if target.backend == "hip" else target.arch // 10
     try:
         yield
     finally:
-        torch.version.hip = before
+        torch.version.hip, launch.PLANNED_CAPABILITY = before
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -33,7 +33,7 @@ Case = tuple[str, int, str]
 
 def launches(precision: str, head_size: int, target: str) -> Iterator[tuple[str, Launch]]:
     """Every launch of one case, named by its operation; a head size of 0 means explicit maps and the walk."""
-    with machine_with(TARGETS[target].backend):
+    with machine_with(TARGETS[target]):
         if head_size:
             found = attention_launches(precision, head_size)
         else:
@@ -49,11 +49,10 @@ def launches(precision: str, head_size: int, target: str) -> Iterator[tuple[str,
 def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> list[str]:
     """What is wrong with a compiled kernel, in words."""
     found = []
-    backend = TARGETS[target].backend
     if compiled.spills:
         found.append(f"{compiled.spills} spills")
-    if compiled.shared_bytes > SHARED_MEMORY_LIMIT[backend]:
-        found.append(f"{compiled.shared_bytes} bytes of shared memory, of {SHARED_MEMORY_LIMIT[backend]}")
+    if compiled.shared_bytes > SHARED_MEMORY_LIMIT[target]:
+        found.append(f"{compiled.shared_bytes} bytes of shared memory, of {SHARED_MEMORY_LIMIT[target]}")
     has_dot = "PRECISION" in launch.constants
     if has_dot and precision != "fp32" and not compiled.tensor_core_instructions:
         found.append("no tensor-core instruction")

@@ -22,6 +22,7 @@ from nerve_kernels.environment import interpreting_triton
 
 VECTOR_BYTES = 16  # the widest load of one thread
 SLICE = 32
+PLANNED_CAPABILITY = 9  # major compute capability of the GPU that is planned for where tensors are on none: an H100
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
@@ -180,11 +181,23 @@ def dot_precision(tensor: Tensor) -> str:
     return "tf32" if allowed and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def score_precision(q: Tensor) -> str:
-    """``dot_precision``, with exact products of float32 in three TF32 terms where NVIDIA's tensor cores take those."""
+def compute_capability(tensor: Tensor) -> int:
+    """The major one of the NVIDIA GPU that holds a tensor, or is planned for; 0 of AMD's."""
+    if torch.version.hip is not None:
+        return 0
+    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else PLANNED_CAPABILITY
+
+
+def score_precision(q: Tensor, columns: int = 0) -> str:
+    """``dot_precision``, with exact products of float32 in three TF32 terms where that is the quicker way.
+
+    Hopper reads an operand of a product from shared memory, which leaves registers for the terms of large tiles. Other
+    NVIDIA GPUs hold both in registers: there only heads of up to so many ``columns`` have three terms.
+    """
     precision = dot_precision(q)
-    exact = precision == "ieee" and q.dtype == torch.float32 and torch.version.hip is None
-    return "tf32x3" if exact and q.shape[-1] <= 48 else precision
+    if precision != "ieee" or q.dtype != torch.float32 or torch.version.hip is not None:
+        return precision
+    return "tf32x3" if q.shape[-1] <= columns or compute_capability(q) == 9 else precision
 
 
 def matrix_strides(**matrices: Tensor) -> tuple[dict[str, int], dict[str, int]]:

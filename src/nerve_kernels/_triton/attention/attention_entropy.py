@@ -23,6 +23,7 @@ from .tiles import LN_2, LOG2_E, load_columns
 
 # With a scale of 0 every score counts alike, but a masked key must still count nothing: −∞ · 0 would be NaN.
 MIN_SCALE = 1e-30
+NARROW = 48  # columns of float32 heads whose three terms fit into the registers of every NVIDIA GPU
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def plan(q: Tensor, k: Tensor, scale: float, entropy: Tensor, lse: Tensor) -> La
         {"q": q, "k": k, "entropy": entropy, "lse": lse, **strides}
         | {"heads": heads, "queries": queries, "keys": k.shape[2], "scale": max(abs(scale), MIN_SCALE)},
         aligned
-        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": score_precision(q)}
+        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": score_precision(q, NARROW)}
         | {"ROWS": rows, "KEYS": keys, "MASK_KEYS": k.shape[2] % keys != 0, "NEGATE": scale < 0},
         warps,
         stages,
@@ -106,8 +107,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages."""
     if is_low_precision(q):
         return (128, 64, 4, 3) if q.shape[3] <= 64 else (64, 64, 4, 2)
-    if score_precision(q) == "tf32x3":
-        return 128, 64, 8, 1
+    if score_precision(q, NARROW) == "tf32x3":
+        return (128, 64, 8, 1) if q.shape[3] <= 128 else (64, 32, 4, 1)  # of a larger head as much as memory holds
     if q.shape[3] <= 48 or (q.shape[3] <= 64 and dot_precision(q) == "tf32"):
         return 64, 64, 8, 1
     return (32, 64, 8, 1) if q.shape[3] <= 64 else (32, 32, 8, 1)

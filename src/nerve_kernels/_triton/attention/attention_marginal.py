@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import HeadSplit, Launch, is_low_precision, matrix_strides, score_precision
 
 from .tiles import LOG2_E, load_columns
 
@@ -62,7 +62,7 @@ def plan(q: Tensor, k: Tensor, lse: Tensor, scale: float, marginal: Tensor) -> L
         {"q": q, "k": k, "lse": lse, "marginal": marginal, **strides}
         | {"heads": heads, "queries": queries, "keys": k.shape[2], "scale": scale},
         aligned
-        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": dot_precision(q)}
+        | {"SIZE": size, "FIRST": split.first, "REST": split.rest, "PRECISION": score_precision(q)}
         | {"ROWS": rows, "KEYS": keys},
         warps,
         stages,
@@ -73,6 +73,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages."""
     if is_low_precision(q):
         return (64, 64, 4, 3) if q.shape[3] <= 64 else (64, 64, 4, 2)
+    if score_precision(q) == "tf32x3":
+        return 64, 64, 4 if q.shape[3] <= 80 else 8, 1
     return (32, 64, 8, 1) if q.shape[3] <= 64 else (32, 32, 8, 1)
 
 

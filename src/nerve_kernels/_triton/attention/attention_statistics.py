@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    HeadSplit,
+    Launch,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+    score_precision,
+)
 
 from .attention_entropy import MIN_SCALE
 from .cell_sums import key_scores, largest_scores, sum_keys
@@ -191,7 +198,7 @@ def plan(
         | {"heads": heads, "queries": queries, "scale": _nonzero(scale), "sharpness": sharpness}
         | {"height": grid[0], "width": grid[1], "strips": tiling.strips, "tiles": tiling.tiles},
         aligned
-        | {"SIZE": size, **split.constants(), "PRECISION": dot_precision(q)}
+        | {"SIZE": size, **split.constants(), "PRECISION": score_precision(q)}
         | {"ROWS": rows, "CELLS": tiling.cells, "SLOTS": tiling.slots, "WIDEST": tiling.widest}
         | {"ALIGNED": tiling.aligned, "CELL_ROWS": cells[0], "CELL_COLUMNS": cells[1], "SHARP": sharpness != 1}
         | {"WINDOW_ROWS": window[0], "WINDOW_COLUMNS": window[1]}
@@ -211,6 +218,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages; fewer rows a program where heads and rows are few."""
     size = q.shape[3]
     if not is_low_precision(q):
+        if score_precision(q) == "tf32x3":
+            return 128, 64, 8, 1
         if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
             return 64, 64, 8, 1
         return 32, 32, 8, 1

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import HeadSplit, Launch, is_low_precision, matrix_strides, score_precision
 
 from .tiles import fused_tile
 
@@ -48,7 +48,7 @@ def plan(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, scale: float, fused: Tens
         batch * triton.cdiv(queries, rows) * triton.cdiv(k.shape[2], keys),
         {"q": q, "k": k, "w": w, "lse": lse, "fused": fused, **strides}
         | {"heads": heads, "queries": queries, "keys": k.shape[2], "scale": scale},
-        aligned | {"SIZE": size, **split.constants(), "PRECISION": dot_precision(q)} | {"ROWS": rows, "KEYS": keys},
+        aligned | {"SIZE": size, **split.constants(), "PRECISION": score_precision(q)} | {"ROWS": rows, "KEYS": keys},
         warps,
         stages,
     )
@@ -59,6 +59,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     size = q.shape[3]
     if is_low_precision(q):
         return (128, 64, 4 if size <= 48 else 8, 2) if size <= 80 else (64, 64, 4, 2)
+    if score_precision(q) == "tf32x3":
+        return 128, 64, 8, 1
     return (64, 64, 8, 1) if size <= 80 else (64, 32, 8, 1)
 
 

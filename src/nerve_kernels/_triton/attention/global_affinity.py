@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    HeadSplit,
+    Launch,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+    score_precision,
+)
 
 from .tiles import fused_tile
 
@@ -80,7 +87,7 @@ def plan(
         | {"heads": heads, "queries": queries, "scale": scale, "height": grid[0], "width": grid[1]}
         | {"cell_rows": cells[0], "cell_columns": cells[1]},
         aligned
-        | {"SIZE": size, **split.constants(), "PRECISION": dot_precision(q)}
+        | {"SIZE": size, **split.constants(), "PRECISION": score_precision(q)}
         | {"ROWS": rows, "CELLS": cells_at_once, "SLOTS": slots}
         | {"ROUNDS": triton.cdiv(tallest * widest, slots), "WIDEST": widest},
         warps,
@@ -92,6 +99,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, key slots, warps and pipeline stages."""
     if is_low_precision(q):
         return (64, 64, 4, 2)
+    if score_precision(q) == "tf32x3":
+        return 128, 64, 8, 1
     fits_64_rows = dot_precision(q) == "tf32" or 64 < q.shape[3] <= 80  # without a spill on any target
     return (64 if fits_64_rows else 32, 64, 8, 1)
 
