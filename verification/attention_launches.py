@@ -10,7 +10,6 @@ from benchmarks.peers.torch_walk import float32_products
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from nerve_kernels._triton import launch
 from nerve_kernels._triton.attention import (
     attention_entropy,
     attention_map_entropy,
@@ -21,7 +20,7 @@ from nerve_kernels._triton.attention import (
     global_affinity,
     local_affinity,
 )
-from nerve_kernels._triton.launch import Launch
+from nerve_kernels._triton.launch import Launch, planning_for
 from nerve_kernels._triton.pixels import best_labels
 
 HEADS, GRID, WINDOW, CELLS = 8, (64, 64), (7, 7), (16, 16)
@@ -39,13 +38,13 @@ PRECISIONS = {
 @contextmanager
 def machine_with(target: GPUTarget) -> Iterator[None]:
     """Launches planned in here are those of a machine with such GPUs."""
-    before = torch.version.hip, launch.PLANNED_CAPABILITY
-    torch.version.hip = "planned for" if target.backend == "hip" else None
-    launch.PLANNED_CAPABILITY = 0 if target.backend == "hip" else target.arch // 10
+    before, on_amd = torch.version.hip, target.backend == "hip"
+    torch.version.hip = "planned for" if on_amd else None
     try:
-        yield
+        with planning_for(0 if on_amd else target.arch // 10):
+            yield
     finally:
-        torch.version.hip, launch.PLANNED_CAPABILITY = before
+        torch.version.hip = before
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from ._operators.checks import (
     refusal,
 )
 from ._triton import availability
+from .affinity import Affinity
 from .grids import Grid, default_cells
 
 MAX_JOBS = 8  # processes that compile by default; each imports torch
@@ -43,6 +44,7 @@ def warmup(
     scale: float | None = None,
     beta: float = 0.5,
     affinity_dtype: torch.dtype = torch.float32,
+    affinity: Affinity | None = None,
     gradients: bool = False,
     jobs: int | None = None,
 ) -> int:
@@ -54,7 +56,8 @@ def warmup(
 
     Args:
         q: Queries (B, heads, N, d) such as :func:`attention_entropy`, :func:`attention_marginal`,
-            :func:`local_affinity` and :func:`global_affinity` will get; ``None`` leaves those out.
+            :func:`local_affinity`, :func:`global_affinity` and :func:`attention_statistics` will get; ``None`` leaves
+            those out.
         k: Keys (B, heads, N, d), like ``q``.
         seeds: Seeds (B, N, C) such as :func:`random_walk` will get; ``None`` leaves the walk out.
         grid: (H, W) with H·W = N.
@@ -63,6 +66,8 @@ def warmup(
         scale: Factor of the scores; ``None`` means 1/√d.
         beta: Share of the global affinity in the walk's, as in :func:`mix`; with 0 or 1 the walk has one part only.
         affinity_dtype: What the walk's affinity is stored in.
+        affinity: One like the walk's, in place of what ``window``, ``cells``, ``beta`` and ``affinity_dtype`` describe:
+            a stencil of dilated windows, a graph, factors. Its tensors may be on any device, as the others.
         gradients: Also the kernels of the walk's gradient.
         jobs: Processes that compile; ``None`` means one for each processor, eight at most.
 
@@ -99,6 +104,8 @@ def warmup(
         check_tokens("grid", pair, seeds.shape[1], "seeds")
         _check_dtype("seeds", seeds.dtype)
     _check_dtype("affinity_dtype", check_type("affinity_dtype", affinity_dtype, torch.dtype))
+    if affinity is not None:
+        check_tokens("grid", pair, check_type("affinity", affinity, Affinity).shape[1], "affinity")
     sizes = pair, check_window(window, pair), default_cells(pair) if cells is None else check_cells(cells, pair)
     share = check_number("beta", beta, low=0, high=1, wanted="in [0, 1]")
     value = check_scale(scale, 1 if q is None else q.shape[3])
@@ -106,7 +113,9 @@ def warmup(
     processes = check_optional(check_count, "jobs", jobs, low=1)
     if availability.why_not_here() is not None:
         return 0
-    planned = launches(_like(q), _like(k), _like(seeds), *sizes, value, share, affinity_dtype, gradients)
+    walk = _described(*sizes, share, affinity_dtype) if affinity is None else affinity.operator_arguments().map(_like)
+    walk = walk._replace(row_pointers=_like(walk.row_pointers), columns=_like(walk.columns))
+    planned = launches(_like(q), _like(k), _like(seeds), *sizes, value, walk, gradients)
     return _compile(planned, processes or min(MAX_JOBS, os.cpu_count() or 1))
 
 
@@ -116,10 +125,27 @@ def _check_dtype(name: str, dtype: torch.dtype) -> None:
         raise ValueError(refusal(name, wanted, dtype, "float64 runs on eager, which compiles nothing"))
 
 
+@overload
+def _like(tensor: Tensor) -> Tensor: ...
+@overload
+def _like(tensor: None) -> None: ...
 def _like(tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _described(grid: Grid, window: Grid, cells: Grid, beta: float, dtype: torch.dtype) -> AffinityArguments:
+    """A window's values and factors over cells, on the device "meta"."""
+    values, u = (
+        torch.empty((1, grid[0] * grid[1], sides[0] * sides[1]), dtype=dtype, device="meta")
+        for sides in (window, cells)
+    )
+    if beta == 0:
+        return AffinityArguments(values, grid=list(grid), window=list(window))
+    if beta == 1:
+        return AffinityArguments(u=u, grid=list(grid), cells=list(cells))
+    return AffinityArguments(values, u, grid=list(grid), window=list(window), cells=list(cells), beta=beta)
 
 
 def launches(
@@ -130,8 +156,7 @@ def launches(
     window: Grid,
     cells: Grid,
     scale: float,
-    beta: float,
-    affinity_dtype: torch.dtype,
+    affinity: AffinityArguments,
     gradients: bool,
 ) -> list[Any]:
     """The launches of every call on tensors without storage, in their order; none of them runs."""
@@ -147,17 +172,8 @@ def launches(
             run("attention.attention_marginal", q, k, lse, scale)
             run("attention.local_affinity", q, k, w, lse, list(grid), list(window), scale, True)
             run("attention.global_affinity", q, k, w, lse, list(grid), list(cells), scale)
+            run("attention.attention_statistics", q, k, list(grid), list(window), list(cells), scale, 1.0, False)
         if seeds is not None:
-            tokens, device = seeds.shape[1], seeds.device
-            values, u = (
-                torch.empty((1, tokens, sides[0] * sides[1]), dtype=affinity_dtype, device=device)
-                for sides in (window, cells)
-            )
-            affinity = AffinityArguments(values, u, grid=list(grid), window=list(window), cells=list(cells), beta=beta)
-            if beta == 0:
-                affinity = AffinityArguments(values, grid=list(grid), window=list(window))
-            elif beta == 1:
-                affinity = AffinityArguments(u=u, grid=list(grid), cells=list(cells))
             run("walk.random_walk", seeds, affinity, 0.9, STEPS, True)
             if gradients:
                 run("walk.random_walk_backward", seeds, seeds, affinity, 0.9, STEPS, True)

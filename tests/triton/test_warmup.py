@@ -54,7 +54,7 @@ def test_without_a_gpu_nothing_is_compiled() -> None:
 def test_what_a_call_needs_is_then_there(gpu: Path) -> None:
     q = empty(1, 64, 2, 16, dtype=torch.float16).transpose(1, 2)
     count = nk.warmup(q, q, grid=GRID, window=3, cells=4, jobs=2)
-    assert count == 4  # entropy, marginal, local and global
+    assert count == 5  # entropy, marginal, local, global and statistics
     there = compiled(gpu)
     assert len(there) >= count
     with recording() as launches:
@@ -87,6 +87,51 @@ def test_the_walk_and_its_gradient_are_kernels_of_their_own(gpu: Path, monkeypat
         )
         random_walk.run(seeds, affinity, 0.5, 20, True)
     assert len(compilation.distinct(launches)) == forward
+
+
+def graph() -> nk.GraphAffinity:
+    columns = torch.arange(63).repeat_interleave(2).reshape(63, 2) + torch.tensor([0, 1])
+    row_pointers = torch.cat([torch.arange(0, 128, 2), torch.tensor([126])])
+    return nk.GraphAffinity(row_pointers, columns.flatten(), torch.full((126,), 0.5))
+
+
+SPARSE = {
+    "stencil": lambda: nk.LocalAffinity(
+        torch.full((1, 64, 16), 1 / 16), grid=GRID, window=3, dilations=(1, 2), centre=False
+    ),
+    "graph": graph,
+    "graph and factors": lambda: nk.mix(
+        nk.LowRankAffinity(torch.full((1, 64, 16), 1 / 16), grid=GRID, cells=4), graph(), beta=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_walk_on_an_affinity_of_any_kind(gpu: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(compilation, "compile_launch", lambda launch: None)
+    affinity, seeds = SPARSE[name](), torch.zeros(1, 64, 5)
+    count = nk.warmup(seeds=seeds, grid=GRID, affinity=affinity, jobs=1)
+    with recording() as launches:
+        random_walk.run(seeds, affinity.operator_arguments(), 0.5, 20, True)
+    kernels = compilation.distinct(launches)
+    assert count == len(kernels) > 0
+    assert any("stencil" in one.kernel.__name__ or "graph" in one.kernel.__name__ for one in kernels)
+    assert nk.warmup(seeds=seeds, grid=GRID, affinity=affinity, gradients=True, jobs=1) > count
+
+
+def test_tensors_on_no_gpu_are_planned_for_the_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = empty(1, 8, 4096, 64)
+
+    def precision() -> str:
+        with recording() as launches:
+            attention_entropy.run(q, q, 0.125)
+        return launches[0].constants["PRECISION"]
+
+    assert precision() == "tf32x3" or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, expected in ((8, "ieee"), (9, "tf32x3"), (12, "ieee")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=capability: (major, 0))
+        assert precision() == expected
 
 
 def test_kernels_that_differ_in_numbers_alone_are_one() -> None:
@@ -136,6 +181,8 @@ Q = empty(1, 2, 64, 16)
     [
         ({"grid": (0, 4), "seeds": empty(1, 64, 3)}, ValueError, r"grid: expected H ≥ 1"),
         ({"grid": GRID}, ValueError, r"q, seeds: expected tensors like those to come, got None; give"),
+        ({"grid": GRID, "seeds": empty(1, 64, 3), "affinity": 3}, TypeError, r"affinity: expected .*Affinity"),
+        ({"grid": (4, 4), "seeds": empty(1, 16, 3), "affinity": graph()}, ValueError, r"grid: expected H · W = 64 tokens as affinity has"),
         ({"grid": GRID, "q": Q}, TypeError, r"k: expected a torch.Tensor"),
         ({"grid": GRID, "k": Q}, TypeError, r"q: expected a torch.Tensor"),
         ({"grid": (4, 4), "q": Q, "k": Q}, ValueError, r"grid: expected H · W = 64 tokens as q has"),

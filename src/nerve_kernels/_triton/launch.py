@@ -22,7 +22,7 @@ from nerve_kernels.environment import interpreting_triton
 
 VECTOR_BYTES = 16  # the widest load of one thread
 SLICE = 32
-PLANNED_CAPABILITY = 9  # major compute capability of the GPU that is planned for where tensors are on none: an H100
+H100 = 9, 132  # major compute capability and multiprocessors: what is planned for where there is no GPU
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
@@ -181,11 +181,37 @@ def dot_precision(tensor: Tensor) -> str:
     return "tf32" if allowed and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+_planned_capability: ContextVar[int | None] = ContextVar("_planned_capability", default=None)
+
+
+@contextlib.contextmanager
+def planning_for(capability: int) -> Iterator[None]:
+    """Launches are planned as for a GPU of this major compute capability, whatever is there; 0 is AMD's."""
+    token = _planned_capability.set(capability)
+    try:
+        yield
+    finally:
+        _planned_capability.reset(token)
+
+
 def compute_capability(tensor: Tensor) -> int:
-    """The major one of the NVIDIA GPU that holds a tensor, or is planned for; 0 of AMD's."""
+    """The major one of the GPU that holds a tensor, or of the current one where none does; 0 of AMD's."""
+    planned = _planned_capability.get()
+    if planned is not None:
+        return planned
     if torch.version.hip is not None:
         return 0
-    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else PLANNED_CAPABILITY
+    if not tensor.is_cuda and not torch.cuda.is_available():
+        return H100[0]
+    return torch.cuda.get_device_capability(tensor.device if tensor.is_cuda else None)[0]
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """Of that GPU."""
+    if not tensor.is_cuda and not torch.cuda.is_available():
+        return H100[1]
+    device = tensor.device if tensor.is_cuda else torch.cuda.current_device()
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def score_precision(q: Tensor, columns: int = 0) -> str:

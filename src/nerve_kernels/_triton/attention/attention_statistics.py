@@ -22,6 +22,7 @@ from nerve_kernels._triton.launch import (
     dot_precision,
     is_low_precision,
     matrix_strides,
+    multiprocessors,
     score_precision,
 )
 
@@ -224,15 +225,10 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
             return 64, 64, 8, 1
         return 32, 32, 8, 1
     rows = 128 if size <= 64 else 64
-    while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < _multiprocessors(q) * 3 // 4:
+    while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
     return rows, 64 if size <= 128 else 32, min(4, rows // 16), 3 if size <= 64 else 2
-
-
-def _multiprocessors(q: Tensor) -> int:
-    """Of the GPU that holds q; of an H100 where there is none."""
-    return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 132
 
 
 def run(
