@@ -182,7 +182,11 @@ Q = empty(1, 2, 64, 16)
         ({"grid": (0, 4), "seeds": empty(1, 64, 3)}, ValueError, r"grid: expected H ≥ 1"),
         ({"grid": GRID}, ValueError, r"q, seeds: expected tensors like those to come, got None; give"),
         ({"grid": GRID, "seeds": empty(1, 64, 3), "affinity": 3}, TypeError, r"affinity: expected .*Affinity"),
-        ({"grid": (4, 4), "seeds": empty(1, 16, 3), "affinity": graph()}, ValueError, r"grid: expected H · W = 64 tokens as affinity has"),
+        (
+            {"grid": (4, 4), "seeds": empty(1, 16, 3), "affinity": graph()},
+            ValueError,
+            r"grid: expected H · W = 64 tokens as affinity has",
+        ),
         ({"grid": GRID, "q": Q}, TypeError, r"k: expected a torch.Tensor"),
         ({"grid": GRID, "k": Q}, TypeError, r"q: expected a torch.Tensor"),
         ({"grid": (4, 4), "q": Q, "k": Q}, ValueError, r"grid: expected H · W = 64 tokens as q has"),

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 import nerve_kernels as nk
+from nerve_kernels._operators.checks import check_cells, check_number, check_window
+from nerve_kernels.layers_on_grid import window_on_layer
+from nerve_kernels.statistics import AttentionStatistics, as_list
 
 from .config import NerveConfig
 
@@ -129,6 +132,57 @@ def affinity_of(
     whole = low_rank if local is None else local
     assert whole is not None  # beta is 0 or 1, so one of them is there
     return whole
+
+
+STATISTICS = ("entropy", "lse", "local", "pooled")
+
+
+def statistics_tensors(statistics: AttentionStatistics) -> dict[str, torch.Tensor]:
+    """The tensors of all layers by name."""
+    parts = {name: as_list(getattr(statistics, name)) for name in STATISTICS}
+    return {f"statistics.{at}.{name}": part for name, layers in parts.items() for at, part in enumerate(layers)}
+
+
+def statistics_form(statistics: AttentionStatistics, sharpness: float) -> dict[str, Any]:
+    """The rest, as what JSON can hold."""
+    form = {name: getattr(statistics, name) for name in ("window", "cells", "grids", "windows")}
+    return {**form, "global_sharpness": sharpness}
+
+
+def statistics_of(
+    tensors: Mapping[str, torch.Tensor], form: Mapping[str, Any], grid: tuple[int, int]
+) -> tuple[AttentionStatistics, float]:
+    """Statistics and the sharpness of their cells, from what the two functions above made.
+
+    Raises:
+        KeyError, TypeError, ValueError: Parts that are missing or do not fit together.
+    """
+    window, cells = pair("window", form["window"]), pair("cells", form["cells"])
+    grids, windows = (tuple(pair(name, one) for one in form[name]) for name in ("grids", "windows"))
+    sharpness = check_number("global_sharpness", form["global_sharpness"], low=0, wanted="> 0", low_open=True)
+    if not grids or len(windows) != len(grids):
+        raise ValueError(f"windows: expected one for each of the {len(grids)} layers, got {len(windows)}")
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in STATISTICS}
+    for at, (layer_grid, layer_window) in enumerate(zip(grids, windows, strict=True)):
+        if any(side > limit for side, limit in zip(layer_grid, grid, strict=True)):
+            raise ValueError(f"grids: expected none finer than {grid}, got {layer_grid}")
+        if layer_window != window_on_layer(layer_grid, grid, check_window(window, grid)):
+            raise ValueError(f"windows: expected the reach of {window} on {grid}, got {layer_window} on {layer_grid}")
+        check_cells(cells, layer_grid)
+        rows = 1, tensors[f"statistics.{at}.entropy"].shape[1], layer_grid[0] * layer_grid[1]
+        shapes = rows, rows, (*rows, layer_window[0] * layer_window[1]), (*rows, cells[0] * cells[1])
+        for name, shape in zip(STATISTICS, shapes, strict=True):
+            part = tensors[f"statistics.{at}.{name}"]
+            if not part.is_floating_point() or part.shape != shape or not bool(part.isfinite().all()):
+                raise ValueError(f"statistics.{at}.{name}: expected finite floats {shape}, got {tuple(part.shape)}")
+            parts[name].append(part)
+        local, pooled = parts["local"][-1].float(), parts["pooled"][-1].float()
+        sums, tolerance = pooled.sum(-1), ROW_TOLERANCE + 4 * torch.finfo(parts["pooled"][-1].dtype).eps
+        if bool((local < 0).any()) or bool((pooled < 0).any()) or bool((local.sum(-1) > 1 + tolerance).any()):
+            raise ValueError(f"statistics.{at}: expected shares of attention, got others")
+        if not bool(((sums - 1).abs() <= tolerance).all()):
+            raise ValueError(f"statistics.{at}.pooled: expected rows that sum to 1, got others")
+    return AttentionStatistics(**parts, grid=grid, window=window, cells=cells, grids=grids, windows=windows), sharpness
 
 
 def pair(name: str, values: Any) -> tuple[int, int]:

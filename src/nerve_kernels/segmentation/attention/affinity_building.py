@@ -23,11 +23,6 @@ from .source import CapturedLayer
 MAX_KEPT = 8
 
 
-def largest_grid(layers: Sequence[CapturedLayer]) -> tuple[int, int]:
-    """The grid with the most tokens: the walk runs on it."""
-    return max((layer.grid for layer in layers), key=lambda grid: grid[0] * grid[1])
-
-
 def check_affinity_settings(config: NerveConfig, *, maps: int, sides: Sequence[int]) -> None:
     """Refuse a config that asks for more than the chosen layers give.
 
@@ -71,8 +66,11 @@ class AffinityBuilder:
     def __init__(self, layers: Sequence[CapturedLayer]) -> None:
         if not layers:
             raise ValueError(refusal("layers", "the queries and keys of at least one layer", "none"))
-        self.layers = tuple(layers)
-        self.grid = largest_grid(layers)
+        self._prepare(layers, [layer.grid for layer in layers])
+
+    def _prepare(self, layers: Sequence[CapturedLayer], grids: Sequence[tuple[int, int]]) -> None:
+        self.layers, self.grids = tuple(layers), list(grids)
+        self.grid = max(grids, key=lambda grid: grid[0] * grid[1])  # the walk runs on the most tokens
         self._entropies: Kept[tuple[list[torch.Tensor], list[torch.Tensor]]] = Kept(MAX_KEPT)
         self._statistics: Kept[nk.AttentionStatistics] = Kept(1)  # as large as the variable allows
         self._weights: Kept[list[torch.Tensor]] = Kept(MAX_KEPT)
@@ -87,12 +85,12 @@ class AffinityBuilder:
 
         def look() -> nk.AttentionStatistics:
             q, k = [layer.q for layer in self.layers], [layer.k for layer in self.layers]
-            grids, backend = [layer.grid for layer in self.layers], config.backend
+            backend = config.backend
             found = nk.attention_statistics(
                 q,
                 k,
                 grid=self.grid,
-                grids=grids,
+                grids=self.grids,
                 window=window,
                 cells=cells,
                 global_sharpness=sharpness,
@@ -118,7 +116,7 @@ class AffinityBuilder:
         return self._entropies.get(config.backend, a_pass_each)
 
     def _statistics_fit(self, config: NerveConfig) -> bool:
-        if any(side > limit for layer in self.layers for side, limit in zip(layer.grid, self.grid, strict=True)):
+        if any(side > limit for grid in self.grids for side, limit in zip(grid, self.grid, strict=True)):
             return False
         cells = self._cells(config) or default_cells(self._coarsest())
         window = self._window(config)
@@ -138,7 +136,7 @@ class AffinityBuilder:
         return None if config.cells is None else _at_most(config.cells, self._coarsest())
 
     def _coarsest(self) -> tuple[int, int]:
-        return min(layer.grid[0] for layer in self.layers), min(layer.grid[1] for layer in self.layers)
+        return min(grid[0] for grid in self.grids), min(grid[1] for grid in self.grids)
 
     def weights(self, config: NerveConfig) -> list[torch.Tensor]:
         """Per layer the head weights (B, heads); they sum to 1 over all layers and heads."""
@@ -154,7 +152,7 @@ class AffinityBuilder:
             ]
         return nk.head_weights(
             entropies,
-            num_keys=[layer.k.shape[2] for layer in self.layers],
+            num_keys=[height * width for height, width in self.grids],
             temperature=config.temperature,
             criterion=cast(Any, config.criterion),
             marginal=marginals,
@@ -234,9 +232,45 @@ class AffinityBuilder:
         """q, k, weights and the options that both affinities take."""
         weights = self.weights(config)
         _, lses = self.entropies(config)
-        grids = [layer.grid for layer in self.layers]
-        options = {"grid": self.grid, "grids": grids, "lse": lses, "backend": config.backend}
+        options = {"grid": self.grid, "grids": self.grids, "lse": lses, "backend": config.backend}
         return [layer.q for layer in self.layers], [layer.k for layer in self.layers], weights, options
+
+
+class KeptAffinityBuilder(AffinityBuilder):
+    """Builds affinities from statistics alone, as a file holds them: queries and keys are gone.
+
+    Args:
+        statistics: Of all layers, as lists.
+        sharpness: What the scores of the cells were multiplied by.
+    """
+
+    def __init__(self, statistics: nk.AttentionStatistics, sharpness: float) -> None:
+        self._prepare((), statistics.grids)
+        self._kept, self._sharpness = statistics, sharpness
+
+    def statistics(self, config: NerveConfig) -> nk.AttentionStatistics:
+        """What was kept.
+
+        Raises:
+            ValueError: The config asks for another window, other cells, another sharpness, or weights by information,
+                for which queries and keys are needed.
+        """
+        cells = self._cells(config) or default_cells(self._coarsest())
+        asked = {
+            "window": (self._window(config), self._kept.window),
+            "cells": (cells, self._kept.cells),
+            "global_sharpness": (config.global_sharpness, self._sharpness),
+            "criterion": (config.criterion == "information", False),
+        }
+        for name, (wanted, there) in asked.items():
+            if wanted != there:
+                value = f"{getattr(config, name)!r}, but the statistics in the file"
+                value += " know no marginals" if name == "criterion" else f" have {there!r}"
+                raise ValueError(f"config: {name} is {value}; encode the image again with this config")
+        return self._kept
+
+    def _statistics_fit(self, config: NerveConfig) -> bool:
+        return True
 
 
 def _require_finite(entropies: Iterable[torch.Tensor]) -> None:
