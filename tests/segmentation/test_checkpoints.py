@@ -18,6 +18,7 @@ from tests.segmentation.tiny_checkpoints import (
 
 from nerve_kernels.segmentation.attention.diffusion import DiffusionFeatures
 from nerve_kernels.segmentation.checkpoints.configs import BOUNDS, MAX_FILE_BYTES, least_parameters
+from nerve_kernels.segmentation.checkpoints.weights import check_keys
 from nerve_kernels.segmentation.loading import ModelLoadError
 from nerve_kernels.segmentation.text_image.clip import DenseClip
 
@@ -91,6 +92,18 @@ def test_weights_of_another_shape_are_named(load, file):
     with pytest.raises(ModelLoadError, match="of another shape: ") as caught:
         load(copy_with_weights, file, cut)
     assert all(words in str(caught.value) for words in found)
+
+
+def test_keys_are_named_in_the_order_of_their_names():
+    found = {
+        "missing_keys": {"b.weight", "a.weight"},
+        "mismatched_keys": {("a.scale", (9,), (4,)), ("b.scale", (2,), (4,))},
+        "unexpected_keys": [],
+    }
+    with pytest.raises(
+        ValueError, match=r"missing: a.weight, b.weight; of another shape: a.scale \(9, .*b.scale \(2, "
+    ):
+        check_keys(torch.nn.Module(), found)
 
 
 @pytest.mark.parametrize(
