@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nerve_kernels.evaluation import (
 )
 from nerve_kernels.evaluation.class_lists import ClassList
 from nerve_kernels.segmentation.output.palette import voc_palette
+from nerve_kernels.segmentation.presets import PRESETS
 from nerve_kernels.segmentation.text_image.prompts import parse_labels
 
 Rows = Sequence[Sequence[int]]
@@ -240,6 +242,15 @@ def test_rotation_notes_are_ignored_as_annotations_do_not_know_them(voc):
     from nerve_kernels.segmentation.images import load_image
 
     assert load_image(open_dataset("voc21", voc)[0].image).size == (3, 2)
+
+
+def test_the_protocol_in_the_documentation_is_the_presets():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    config = vars(PRESETS["sd15-clip-b16"].config)
+    stated = {}
+    for fields, values in re.findall(r"^\| [^|]* \| ([^|]*) \| ([\d, ]+) \|", page, flags=re.MULTILINE):
+        stated |= dict(zip(re.findall(r"`(\w+)`", fields), map(int, values.split(",")), strict=True))
+    assert stated == {name: config[name] for name in ("clip_size", "clip_window", "clip_stride", "diffusion_size")}
 
 
 def test_every_data_set_has_a_row_in_the_documentation():

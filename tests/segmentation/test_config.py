@@ -73,6 +73,8 @@ def test_config_is_frozen():
         ("window", 4),
         ("window", (3, 4)),
         ("cells", 0),
+        ("global_sharpness", 0.0),
+        ("global_sharpness", 1000.5),
         ("beta", -0.1),
         ("beta", float("nan")),
         ("alpha", 1.0),
@@ -83,6 +85,28 @@ def test_config_is_frozen():
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"^{field}: expected .*, got "):
         NerveConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("probability_threshold", 0.0),
+        ("probability_threshold", 1.0),
+        ("keep", 1),
+        ("window", 1),
+        ("cells", 1),
+        ("temperature", 1e-6),
+        ("global_sharpness", 1e-3),
+        ("global_sharpness", 1000),
+        ("beta", 0.0),
+        ("beta", 1.0),
+        ("alpha", 0.0),
+        ("steps", 0),
+        ("noise_seed", 0),
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(field, value):
+    assert getattr(NerveConfig(**{field: value}), field) == value
 
 
 @pytest.mark.parametrize(
