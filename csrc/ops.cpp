@@ -49,11 +49,13 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_window_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::window_gradient));
   m.impl("_attention_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_entropy));
   m.impl("_attention_statistics_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_statistics));
+  m.impl("_attention_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_gradient));
   m.impl("_attention_marginal_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_marginal));
   m.impl("_attention_map_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_map_entropy));
   m.impl("_fuse_attention_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention));
   m.impl("_fuse_attention_maps_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps));
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
+  m.impl("_local_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::local_gradient));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));
   m.impl("_cliper_cpp", TORCH_BOX(&nerve_kernels::cpu::cliper));
   m.impl("_random_walk_cpp", TORCH_BOX(&nerve_kernels::cpu::random_walk));

@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 
 from nerve_kernels._triton.attention import (
     attention_entropy,
+    attention_gradient,
     attention_map_entropy,
     attention_marginal,
     attention_statistics,
@@ -55,8 +56,10 @@ def attention_launches(precision: str, head_size: int) -> dict[str, list[Launch]
     """Launches of the operations on q and k, by name; ``@`` marks those at a size that divides into nothing."""
     dtype, products = PRECISIONS[precision]
     with float32_products(products):
-        return on_grid(dtype, head_size, GRID, WINDOW) | on_grid(
-            dtype, head_size, UNEVEN_GRID, WIDE_WINDOW, mark=" @ 37 × 37"
+        return (
+            on_grid(dtype, head_size, GRID, WINDOW)
+            | on_grid(dtype, head_size, UNEVEN_GRID, WIDE_WINDOW, mark=" @ 37 × 37")
+            | gradient_launches(dtype, head_size)
         )
 
 
@@ -88,6 +91,27 @@ def on_grid(
         f"fuse_attention{mark}": [fuse_attention.plan(q, k, w, lse, scale, maps)],
         f"global_affinity{mark}": [global_affinity.plan(q, k, w, lse, list(grid), list(cells), scale, u)],
         f"local_affinity{mark}": local_affinity.plan(q, k, w, lse, *geometry, scale, True, values),
+    }
+
+
+def gradient_launches(
+    dtype: torch.dtype, head_size: int, grid: tuple[int, int] = GRID, window: tuple[int, int] = WINDOW
+) -> dict[str, list[Launch]]:
+    """Two launches each for the gradients of q and k: from the entropy alone, and from all statistics."""
+    tokens = grid[0] * grid[1]
+    q = _empty(1, tokens, HEADS, head_size, dtype=dtype).transpose(1, 2)
+    k, rows = torch.empty_like(q), _empty(1, HEADS, tokens)
+    results = _empty(*q.shape), _empty(*k.shape), rows
+    local, pooled = (_empty(*rows.shape, sides[0] * sides[1]) for sides in (window, CELLS))
+
+    def launches(grid: tuple[int, int], local: Tensor | None, pooled: Tensor | None) -> list[Launch]:
+        numbers = {"lse": rows, "a": rows, "b": rows, "cell_lse": None, "c": None, "local": local, "pooled": pooled}
+        sizes = list(grid), list(window), list(CELLS)
+        return attention_gradient.plan(q, k, numbers, *sizes, head_size**-0.5, 1.0, results)
+
+    return {
+        "attention_entropy_backward": launches((1, tokens), None, None),
+        "attention_statistics_backward": launches(grid, local, pooled),
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu_bench import CASES
-from benchmarks.operations import sizes
+from benchmarks.operations import gradients, sizes
 from benchmarks.operations.catalog import OPERATIONS
 from benchmarks.operations.problems import ALPHA, BETA, Problem
 from benchmarks.operations.registry import Operation, Size
@@ -68,8 +68,27 @@ def of_registry(operation: Operation, size: Size, dtype: torch.dtype) -> None:
         arguments = (problem.seeds, affinity, ALPHA, size.steps, False)
         implementation("random_walk")(*arguments)
         implementation("random_walk_backward")(problem.seeds, *arguments)
+    elif operation in gradients.ALL:
+        of_gradient(operation, problem)
     elif "triton" in operation.backends and not operation.differentiates and operation.name != "random_walk_limit":
-        operation.ours(problem, "triton")()  # the gradient of attention and the limit are eager on a GPU
+        operation.ours(problem, "triton")()  # the limit is eager on a GPU
+
+
+def of_gradient(operation: Operation, problem: Problem) -> None:
+    """Plan what the backward pass of one operation on q and k starts."""
+    q, k, w, lse, size = problem.q, problem.k, problem.w, problem.lse, problem.size
+    grid, window, cells = list(size.grid), [size.window] * 2, [size.cells] * 2
+    local, pooled = (lse.new_empty((*lse.shape, sides[0] * sides[1])) for sides in (window, cells))
+    if operation is gradients.ENTROPY:
+        implementation("attention_entropy_backward")(lse, lse, q, k, 1.0, lse, lse)
+    elif operation is gradients.LOCAL:
+        implementation("local_affinity_backward")(local[:, 0], q, k, w, lse, grid, window, 1.0, True)
+    elif operation is gradients.GLOBAL:
+        implementation("global_affinity_backward")(pooled[:, 0], q, k, w, lse, grid, cells, 1.0)
+    else:
+        results = lse, lse, local, pooled, lse
+        options = grid, window, cells, 1.0, 1.0, False
+        implementation("attention_statistics_backward")(*results, q, k, *options, *results)
 
 
 def implementation(operation: str) -> Any:

@@ -24,8 +24,9 @@ from verification.checks import ROOT
 from verification.walk_ptx import Compiled, compile_ptx, interpret, relative_error
 
 from nerve_kernels import reference
+from nerve_kernels._operators.attention import score_gradients
 from nerve_kernels._operators.walk.affinity_operator import AffinityOperator
-from nerve_kernels._triton.attention import local_affinity
+from nerve_kernels._triton.attention import attention_gradient, local_affinity
 from nerve_kernels._triton.launch import Launch, recording
 from nerve_kernels._triton.walk import random_walk, walk_gradients, walk_pooling
 from nerve_kernels._triton.walk.sparse_gradients import sparse_gradient
@@ -65,6 +66,27 @@ def local_case(
     planned = (plan or local_affinity.plan)(q, k, w, lse, list(grid), list(window), size**-0.5, True, values)
     # what is in the window and off the grid is 0 in both
     return PtxCase(planned, values, kept / kept.sum(-1, keepdim=True), TOLERANCE[dtype])
+
+
+def score_gradient_case(dtype: torch.dtype, of_keys: bool, sharpness: float = 1.0) -> PtxCase:
+    """dq or dk of two heads from the gradients of entropy, window and uneven cells."""
+    grid, window, cells, heads, size = (5, 9), (3, 5), (2, 4), 2, 40
+    tokens = math.prod(grid)
+    q, k = (_random(1, tokens, heads, size, seed=seed).to(dtype).transpose(1, 2) for seed in (0, 1))
+    lse = (q.double() @ k.double().transpose(-1, -2) * size**-0.5).logsumexp(-1).float()
+    a, b, c, cell_lse = (_random(*lse.shape, seed=seed) for seed in (2, 3, 4, 5))
+    if sharpness == 1:
+        c = cell_lse = None
+    else:
+        cell_lse = cell_lse + 8
+    local, pooled = (_random(*lse.shape, math.prod(sides), seed=6) for sides in (window, cells))
+    rows = {"lse": lse, "a": a, "b": b, "cell_lse": cell_lse, "c": c, "local": local, "pooled": pooled}
+    options = list(grid), list(window), list(cells), size**-0.5, sharpness
+    wide = [None if item is None else item.double() for item in (q, k, *rows.values())]
+    expected = score_gradients.eager(*wide, *options)[of_keys]
+    results = [torch.full(shape, math.nan) for shape in (q.shape, k.shape, lse.shape)]
+    planned = attention_gradient.plan(q, k, rows, *options, tuple(results))[of_keys]
+    return PtxCase([planned], results[of_keys], expected, TOLERANCE[dtype])
 
 
 def gradient_case(
@@ -133,6 +155,9 @@ CASES: dict[str, Callable[[], PtxCase]] = {
     "local_affinity, fp16": lambda: local_case(torch.float16, (6, 11), (3, 5)),
     "local_affinity, bf16, window 7": lambda: local_case(torch.bfloat16, (8, 16), (7, 7)),
     "local_affinity, fp32, two launches": lambda: local_case(torch.float32, (9, 13), (9, 13)),
+    "dq, fp32": lambda: score_gradient_case(torch.float32, False),
+    "dk, fp16": lambda: score_gradient_case(torch.float16, True),
+    "dk, bf16, sharpened": lambda: score_gradient_case(torch.bfloat16, True, 2.0),
     "window values' gradient, 21 labels": lambda: gradient_case((6, 11), (3, 5), 21),
     "window values' gradient, 32 labels, window 7": lambda: gradient_case((8, 16), (7, 7), 32),
     "averages of even cells, 21 labels": lambda: average_case((8, 16), (2, 4), 21),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.operations import attention, graphs, pixel_refiners, pixels, statistics, token_refiners, walk
+from benchmarks.operations import attention, gradients, graphs, pixel_refiners, pixels, statistics, token_refiners, walk
 from benchmarks.operations.registry import Case, Operation
 
 OPERATIONS: tuple[Operation, ...] = (
     *attention.ALL,
     *statistics.ALL,
+    *gradients.ALL,
     *walk.ALL,
     *graphs.ALL,
     *pixels.ALL,

@@ -68,7 +68,7 @@ def warmup(
         affinity_dtype: What the walk's affinity is stored in.
         affinity: One like the walk's, in place of what ``window``, ``cells``, ``beta`` and ``affinity_dtype`` describe:
             a stencil of dilated windows, a graph, factors. Its tensors may be on any device, as the others.
-        gradients: Also the kernels of the walk's gradient.
+        gradients: Also the kernels of their gradients.
         jobs: Processes that compile; ``None`` means one for each processor, eight at most.
 
     Returns:
@@ -173,11 +173,30 @@ def launches(
             run("attention.local_affinity", q, k, w, lse, list(grid), list(window), scale, True)
             run("attention.global_affinity", q, k, w, lse, list(grid), list(cells), scale)
             run("attention.attention_statistics", q, k, list(grid), list(window), list(cells), scale, 1.0, False)
+            if gradients:
+                _plan_gradients(run, q, k, w, lse, grid, window, cells, scale)
         if seeds is not None:
             run("walk.random_walk", seeds, affinity, 0.9, STEPS, True)
             if gradients:
                 run("walk.random_walk_backward", seeds, seeds, affinity, 0.9, STEPS, True)
     return planned
+
+
+def _plan_gradients(
+    run: Any, q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: Grid, window: Grid, cells: Grid, scale: float
+) -> None:
+    """Those of the entropy, of the marginal, of either affinity, and of all that is kept in one pass."""
+    keys, none = [1, k.shape[2]], (None,) * 4
+    pooled = lse.new_empty((q.shape[0], 1, q.shape[2], cells[0] * cells[1])).expand(-1, q.shape[1], -1, -1)
+    of_keys = lse.new_empty((*k.shape[:2], 1, k.shape[2])).expand(-1, -1, q.shape[2], -1)
+    gradient = "attention.attention_gradient"
+    run(gradient, q, k, lse, lse, lse, *none, keys, [1, 1], keys, scale, 1.0)
+    run(gradient, q, k, lse, None, None, *none[1:], of_keys, keys, [1, 1], keys, scale, 1.0)
+    run(gradient, q, k, lse, None, None, *none[1:], pooled, list(grid), [1, 1], list(cells), scale, 1.0)
+    shares = (lse.new_empty((*lse.shape, sides[0] * sides[1])) for sides in (window, cells))
+    run(gradient, q, k, lse, lse, lse, *none[2:], *shares, list(grid), list(window), list(cells), scale, 1.0)
+    values = lse.new_empty((q.shape[0], q.shape[2], window[0] * window[1]))
+    run("attention.local_gradient", values, q, k, w, lse, list(grid), list(window), scale, True)
 
 
 def _compile(planned: list[Any], jobs: int) -> int:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ def attention_outputs(add: Callable[[str, Tensor], None]) -> None:
                     found = ops._attention_statistics_cpp(q, k, grid, window, cells, scale, sharpness, bfloat16)
                     for part, result in zip(("entropy", "lse", "local", "pooled", "cell_lse"), found, strict=True):
                         add(f"attention_statistics {name}, {part}", result)
+                gradient_outputs(add, Numbers(100 + seed), q, k, (grid, window, cells), scale)
                 for sums in (torch.float32, torch.float64):
                     known = numbers.positive(2, 3, tokens, dtype=sums) + 8
                     kind = f"{name}, sums {short(sums)}"
@@ -117,6 +119,32 @@ def attention_outputs(add: Callable[[str, Tensor], None]) -> None:
                 add(f"attention_map_entropy {name}", ops._attention_map_entropy_cpp(maps))
                 add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps, weights, False))
                 add(f"fuse_attention_maps {name}", ops._fuse_attention_maps_cpp(maps.transpose(2, 3), weights, False))
+
+
+def gradient_outputs(
+    add: Callable[[str, Tensor], None], numbers: Numbers, q: Tensor, k: Tensor, sizes: tuple[Any, ...], scale: float
+) -> None:
+    """Of q and k: with and without cells, windows and what is sharpened."""
+    ops, name = torch.ops.nerve_kernels, short(q.dtype)
+    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
+    grid, window, cells = sizes
+    rows = q.shape[:3]
+    lse, a, b, c = (numbers.positive(*rows, dtype=sums) + shift for shift in (4, 0, -0.5, 0))
+    local = numbers.centred(*rows, window[0] * window[1], dtype=q.dtype)
+    pooled = numbers.centred(*rows, cells[0] * cells[1], dtype=q.dtype)
+    for kind, given in {
+        "terms": (lse, a, b, None, None, None, None),
+        "cells": (lse, None, None, None, None, None, pooled[:, :1].expand_as(pooled)),
+        "all": (lse, a, b, None, None, local, pooled),
+        "sharp": (lse, a, b, lse, c, local, pooled),
+    }.items():
+        sharpness = 2.0 if kind == "sharp" else 1.0
+        for result in ops._attention_gradient_cpp(q, k, *given, grid, window, cells, scale, sharpness):
+            add(f"attention_gradient {name}, {kind}", result)
+    w, grad = numbers.positive(*rows[:2], dtype=q.dtype), local[:, 0].to(sums)
+    for normalize in (False, True):
+        for result in ops._local_gradient_cpp(grad, q, k, w, lse, grid, window, scale, normalize):
+            add(f"local_gradient {name}", result)
 
 
 def walk_outputs(add: Callable[[str, Tensor], None]) -> None:

@@ -10,6 +10,8 @@ from tests.ops.problems import queries_and_keys, random_weights, relative_error
 from torch import Tensor
 
 from nerve_kernels import LocalAffinity, LowRankAffinity, reference
+from nerve_kernels._operators.attention import score_gradients
+from nerve_kernels._operators.attention.local_affinity import backward as local_backward
 from nerve_kernels.grids import window_neighbours
 
 TOLERANCE = 5e-6  # float32 sums of a few hundred terms
@@ -130,6 +132,69 @@ def attention_statistics(
         assert ((result.double() - exact).abs() <= storage * exact + 1e-12).all()
 
 
+def attention_gradient(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int] = (5, 9),
+    window: tuple[int, int] = (5, 3),
+    cells: tuple[int, int] = (3, 4),
+    sharpness: float = 1.0,
+    parts: str = "terms local pooled",
+    queries: int | None = None,
+    shift: float = 0.0,
+    **more: int,
+) -> None:
+    """Against the same pass in plain torch and float64, which other tests hold to finite differences.
+
+    ``parts`` are given; the gradients of cells are one for all heads; ``shift`` is added to all scores, and so to lse.
+    """
+    tokens = grid[0] * grid[1]
+    q, k = growing_keys(head_size, dtype, queries or tokens, tokens, **more)
+    if shift:
+        q[..., 0], k[..., 0] = 1, shift * head_size**0.5
+    batch, heads, rows, _ = q.shape
+    generator = torch.Generator().manual_seed(6)
+    scores = head_size**-0.5 * (q.double() @ k.double().transpose(-1, -2))
+    lse, cell_lse = (factor * scores for factor in (1.0, sharpness))
+    of_rows = [item.logsumexp(-1).float() for item in (lse, cell_lse)]
+    a, b, c = torch.randn(3, batch, heads, rows, generator=generator)
+    local = torch.randn(batch, heads, rows, window[0] * window[1], generator=generator)
+    pooled = torch.randn(batch, 1, rows, cells[0] * cells[1], generator=generator).expand(-1, heads, -1, -1)
+    arguments = [
+        q, k, of_rows[0], *((a, b) if "terms" in parts else (None, None)),
+        *((of_rows[1], c) if sharpness != 1 else (None, None)),
+        local if "local" in parts else None, pooled if "pooled" in parts else None,
+    ]  # fmt: skip
+    options = list(grid), list(window), list(cells), head_size**-0.5, sharpness
+    found = run(*arguments, *options)
+    wide = [None if item is None else item.double() for item in arguments]
+    tolerance = TOLERANCE * max(1.0, abs(shift) / 16)
+    for result, expected in zip(found, score_gradients.eager(*wide, *options), strict=True):
+        assert result.dtype == torch.float32
+        assert relative_error(result, expected) < tolerance
+
+
+def local_gradient(
+    run: Callable[..., Any],
+    head_size: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int] = (5, 9),
+    window: tuple[int, int] = (5, 3),
+    normalize: bool = True,
+    **more: int,
+) -> None:
+    tokens = grid[0] * grid[1]
+    q, k = growing_keys(head_size, dtype, tokens, tokens, **more)
+    grad = torch.randn(q.shape[0], tokens, window[0] * window[1], generator=torch.Generator().manual_seed(7))
+    inputs = grad, q, k, random_weights(1, *q.shape[:2]), _with_lse(q, k)
+    options = list(grid), list(window), head_size**-0.5, normalize
+    expected = local_backward(*(item.double() for item in inputs), *options)
+    for result, exact in zip(run(*inputs, *options), expected, strict=True):
+        # of a window of one token nothing is left when it is divided by its sum
+        assert (result - exact).norm() < TOLERANCE * max(1.0, float(exact.norm()))
+
+
 def _maps(dtype: torch.dtype, queries: int, keys: int) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     maps = (4 * torch.randn(2, 3, queries, keys, generator=generator)).softmax(-1)
@@ -185,6 +250,8 @@ PROBLEMS = {
         local_affinity,
         global_affinity,
         attention_statistics,
+        attention_gradient,
+        local_gradient,
         attention_map_entropy,
         fuse_attention_maps,
         best_labels,

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 NUMPY_WARNINGS = "ignore:::triton.runtime.interpreter"  # NaN and log 0, where tests ask for them
 
 
-FILES = ["kernels statistics", "walk sparse_walk", "packed_walk", "mutants walk_mutants"]  # of a process
+FILES = ["kernels statistics", "gradients", "walk sparse_walk", "packed_walk", "mutants walk_mutants"]  # of a process
 
 
 @pytest.mark.parametrize("files", FILES)

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -19,12 +20,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_statistics(Tensor q
                                                                         std::vector<int64_t> window,
                                                                         std::vector<int64_t> cells, double scale,
                                                                         double sharpness, bool bfloat16);
+// The pass over the scores that the gradients of all of these share; see _operators/attention/score_gradients.py.
+std::tuple<Tensor, Tensor, Tensor> attention_gradient(Tensor q, Tensor k, Tensor lse, std::optional<Tensor> a,
+                                                      std::optional<Tensor> b, std::optional<Tensor> cell_lse,
+                                                      std::optional<Tensor> c, std::optional<Tensor> local,
+                                                      std::optional<Tensor> pooled, std::vector<int64_t> grid,
+                                                      std::vector<int64_t> window, std::vector<int64_t> cells,
+                                                      double scale, double sharpness);
 Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale);
 Tensor attention_map_entropy(Tensor maps);
 Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale);
 Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen);
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize);
+// Its gradients for q, k, w and lse.
+std::tuple<Tensor, Tensor, Tensor, Tensor> local_gradient(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse,
+                                                          std::vector<int64_t> grid, std::vector<int64_t> window,
+                                                          double scale, bool normalize);
 Tensor cliper(Tensor q, Tensor k, Tensor seeds, double scale, double threshold);
 Tensor global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> cells,
                        double scale);

@@ -59,6 +59,39 @@ void pack_tile(const Tokens& tokens, int64_t b, int64_t head, int64_t first, int
 }
 
 template <typename Number>
+void pack_rows(const Tokens& tokens, int64_t b, int64_t head, int64_t first, int64_t count, Number factor,
+               int64_t stride, Number* out) {
+  with_dtype(tokens.dtype, "the input", [&](auto input) {
+    using Input = decltype(input);
+    const Input* token = reinterpret_cast<const Input*>(tokens.data) + b * tokens.stride[0] + head * tokens.stride[1] +
+        first * tokens.stride[2];
+    for (int64_t row = 0; row < count; ++row, token += tokens.stride[2], out += stride) {
+      if (tokens.stride[3] == 1)
+        for (int64_t channel = 0; channel < tokens.channels; ++channel)
+          out[channel] = static_cast<Number>(token[channel]) * factor;
+      else
+        for (int64_t channel = 0; channel < tokens.channels; ++channel)
+          out[channel] = static_cast<Number>(token[channel * tokens.stride[3]]) * factor;
+      std::fill(out + tokens.channels, out + stride, Number(0));
+    }
+  });
+}
+
+template <typename Number>
+Tensor pack_all_rows(const Tensor& tensor, int64_t stride) {
+  const Tokens tokens(tensor);
+  const int64_t all = tokens.batch * tokens.heads;
+  Tensor packed = torch::stable::new_empty(tensor, {all, tokens.count, stride}, dtype_of<Number>);
+  auto* data = static_cast<Number*>(packed.mutable_data_ptr());
+  torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index)
+      pack_rows(tokens, index / tokens.heads, index % tokens.heads, 0, tokens.count, Number(1), stride,
+                data + index * tokens.count * stride);
+  });
+  return packed;
+}
+
+template <typename Number>
 PackedKeys<Number>::PackedKeys(const Tensor& k, const TileSizes& tile)
     : heads_(k.size(1)),
       panels_(ceil_div(k.size(2), tile.keys)),
@@ -95,6 +128,10 @@ int64_t groups_per_task(int64_t groups, int64_t batches, int64_t max) {
 
 template void pack_tile(const Tokens&, int64_t, int64_t, int64_t, int64_t, float, int64_t, int64_t, float*);
 template void pack_tile(const Tokens&, int64_t, int64_t, int64_t, int64_t, double, int64_t, int64_t, double*);
+template void pack_rows(const Tokens&, int64_t, int64_t, int64_t, int64_t, float, int64_t, float*);
+template void pack_rows(const Tokens&, int64_t, int64_t, int64_t, int64_t, double, int64_t, double*);
+template Tensor pack_all_rows<float>(const Tensor&, int64_t);
+template Tensor pack_all_rows<double>(const Tensor&, int64_t);
 template class PackedKeys<float>;
 template class PackedKeys<double>;
 template std::vector<float> read_weights(const Tensor&);

@@ -34,6 +34,15 @@ template <typename Number>
 void pack_tile(const Tokens& tokens, int64_t b, int64_t head, int64_t first, int64_t count, Number factor,
                int64_t lanes, int64_t out_stride, Number* out);
 
+// The same, token after token: out[token * stride + channel]. Channels up to `stride` become 0.
+template <typename Number>
+void pack_rows(const Tokens& tokens, int64_t b, int64_t head, int64_t first, int64_t count, Number factor,
+               int64_t stride, Number* out);
+
+// The same of all tokens: (B * heads, tokens, stride).
+template <typename Number>
+torch::stable::Tensor pack_all_rows(const torch::stable::Tensor& tensor, int64_t stride);
+
 // All rows of one head from `first` on as groups of `tile.rows`.
 template <typename Number>
 void pack_groups(const Tokens& q, int64_t b, int64_t head, int64_t first, int64_t rows, Number scale,

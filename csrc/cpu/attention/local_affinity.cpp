@@ -4,48 +4,11 @@
 #include <limits>
 
 #include "attention.h"
-#include "attention_inputs.h"
+#include "window_rows.h"
 #include "../work_stealing.h"
 
 namespace nerve_kernels::cpu {
 namespace {
-
-struct Window {
-  int64_t height, width;                // of the grid
-  int64_t window_height, window_width;
-  int64_t width_padded, window_width_padded, key_stride;
-
-  Window(const std::vector<int64_t>& grid, const std::vector<int64_t>& window, int64_t lanes)
-      : height(grid[0]),
-        width(grid[1]),
-        window_height(window[0]),
-        window_width(window[1]),
-        width_padded(round_up(width, lanes)),
-        window_width_padded(round_up(window_width, kOffsetsAtOnce)),
-        key_stride(round_up(width_padded + window_width_padded, lanes)) {}
-
-  int64_t window_size() const { return window_height * window_width; }
-};
-
-// Every grid row of keys, channels first, with room for the window on either side.
-template <typename Number>
-Tensor pack_key_rows(const Tensor& k, const Window& window) {
-  const Tokens keys(k);
-  const int64_t size = keys.channels * window.key_stride, left = window.window_width / 2;
-  Tensor packed = torch::stable::new_empty(k, {keys.batch * keys.heads * window.height * size}, dtype_of<Number>);
-  auto* data = static_cast<Number*>(packed.mutable_data_ptr());
-  torch::stable::parallel_for(0, keys.batch * keys.heads * window.height, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t index = task / window.height, y = task % window.height;
-      Number* out = data + task * size;
-      for (int64_t channel = 0; channel < keys.channels; ++channel)
-        std::fill(out + channel * window.key_stride, out + channel * window.key_stride + left, Number(0));
-      pack_tile(keys, index / keys.heads, index % keys.heads, y * window.width, window.width, Number(1),
-                window.key_stride - left, window.key_stride, out + left);
-    }
-  });
-  return packed;
-}
 
 // Writes one token's row of (window_size) from the sums of its grid row, zero outside the grid, divided by its mass.
 // Below the smallest normal float32 there is no mass to divide by: the row becomes the identity.
@@ -75,41 +38,17 @@ void write_row(const Window& window, const Number* sums, int64_t y, int64_t x, b
 template <typename Number>
 void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights, const Number* lse,
             const Window& window, Number scale, bool normalize, Number* out) {
-  const auto add_window = best_kernels_of<Number>().add_window;
   const Tokens queries(q);
   const Tensor packed_keys = pack_key_rows<Number>(k, window);
-  const auto* keys = static_cast<const Number*>(packed_keys.const_data_ptr());
-  const int64_t heads = queries.heads, channels = queries.channels, num_tokens = queries.count;
-  const int64_t sums_per_row = window.window_width_padded * window.width_padded;
+  const int64_t heads = queries.heads, num_tokens = queries.count;
 
   for_each_task(queries.batch * window.height, [&](auto next) {
-    std::vector<Number> packed_queries(channels * window.width_padded), row_lse(window.width_padded);
-    std::vector<Number> sums(window.window_height * sums_per_row);
+    WindowRows<Number> rows(queries, packed_keys, lse, window, scale);
+    std::vector<Number> sums(window.window_height * window.sums_per_row());
     for (int64_t task; next(task);) {
       const int64_t b = task / window.height, y = task % window.height;
       std::fill(sums.begin(), sums.end(), Number(0));
-      for (int64_t head = 0; head < heads; ++head) {
-        const int64_t index = b * heads + head;
-        pack_tile(queries, b, head, y * window.width, window.width, scale, window.width_padded, window.width_padded,
-                  packed_queries.data());
-        const Number* from = lse + index * num_tokens + y * window.width;
-        std::copy(from, from + window.width, row_lse.begin());
-        WindowTask<Number> row = {};
-        row.q = packed_queries.data();
-        row.lse = row_lse.data();
-        row.width_padded = window.width_padded;
-        row.key_stride = window.key_stride;
-        row.window_width_padded = window.window_width_padded;
-        row.head_size = channels;
-        row.weight = weights[index];
-        for (int64_t dy = 0; dy < window.window_height; ++dy) {
-          const int64_t key_y = y + dy - window.window_height / 2;
-          if (key_y < 0 || key_y >= window.height) continue;
-          row.k = keys + (index * window.height + key_y) * channels * window.key_stride;
-          row.sums = sums.data() + dy * sums_per_row;
-          add_window(row);
-        }
-      }
+      for (int64_t head = 0; head < heads; ++head) rows.add(b, head, y, weights[b * heads + head], sums.data());
       for (int64_t x = 0; x < window.width; ++x)
         write_row(window, sums.data(), y, x, normalize,
                   out + (b * num_tokens + y * window.width + x) * window.window_size());

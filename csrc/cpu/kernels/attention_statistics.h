@@ -35,9 +35,33 @@ struct RowSums {
 
 // Where a strip lies on the grid of keys.
 struct StripPlace {
-  int64_t first_key, keys;         // without padding
+  int64_t first_key, keys;           // without padding
   int64_t first_y, first_x, last_y;  // the grid positions of its first key and the grid row of its last
+
+  static StripPlace of(int64_t first_key, int64_t keys, int64_t width) {
+    return {first_key, keys, first_key / width, first_key % width, (first_key + keys - 1) / width};
+  }
 };
+
+// Calls run(key, count, place) for each run of a strip's keys in the window of the token (y, x): `key` counts from the
+// strip's first, `place` is that of the first of them in the window.
+template <typename Task, typename Run>
+inline __attribute__((always_inline)) void for_window_runs(const Task& task, const StripPlace& strip, int64_t token_y,
+                                                           int64_t token_x, const Run& run) {
+  const int64_t half_height = task.window_height / 2, half_width = task.window_width / 2;
+  const int64_t top = token_y - half_height, left = token_x - half_width;
+  if (strip.last_y < top || strip.first_y > token_y + half_height) return;
+  const int64_t end_key = strip.first_key + strip.keys;
+  const int64_t x_begin = left > 0 ? left : 0;
+  const int64_t x_end = token_x + half_width + 1 < task.width ? token_x + half_width + 1 : task.width;
+  for (int64_t y = strip.first_y > top ? strip.first_y : top; y <= strip.last_y && y <= token_y + half_height; ++y) {
+    const int64_t row_key = y * task.width;
+    const int64_t begin = row_key + x_begin > strip.first_key ? row_key + x_begin : strip.first_key;
+    const int64_t end = row_key + x_end < end_key ? row_key + x_end : end_key;
+    if (begin < end)
+      run(begin - strip.first_key, end - begin, (y - top) * task.window_width + begin - row_key - left);
+  }
+}
 
 template <typename Number>
 class StatisticsRows {
@@ -55,8 +79,7 @@ class StatisticsRows {
   }
 
   void move_to(int64_t first_key, int64_t keys) {
-    const int64_t last = first_key + keys - 1;
-    place_ = {first_key, keys, first_key / task_.width, first_key % task_.width, last / task_.width};
+    place_ = StripPlace::of(first_key, keys, task_.width);
     cell_row_ = next_cell_row_;
   }
 
@@ -79,21 +102,10 @@ class StatisticsRows {
  private:
   // The scores in the row's window as they are: they are exponentiated when lse is known.
   void keep_window(int64_t row, const Number* scores) {
-    const int64_t half_height = task_.window_height / 2, half_width = task_.window_width / 2;
-    const int64_t top = y_[row] - half_height, left = x_[row] - half_width;
-    if (place_.last_y < top || place_.first_y > y_[row] + half_height) return;
     Number* local = task_.local + row * task_.window_height * task_.window_width;
-    const int64_t end_key = place_.first_key + place_.keys;
-    const int64_t x_begin = left > 0 ? left : 0;
-    const int64_t x_end = x_[row] + half_width + 1 < task_.width ? x_[row] + half_width + 1 : task_.width;
-    for (int64_t y = place_.first_y > top ? place_.first_y : top; y <= place_.last_y && y <= y_[row] + half_height;
-         ++y) {
-      const int64_t row_key = y * task_.width;
-      const int64_t begin = row_key + x_begin > place_.first_key ? row_key + x_begin : place_.first_key;
-      const int64_t end = row_key + x_end < end_key ? row_key + x_end : end_key;
-      Number* to = local + (y - top) * task_.window_width - row_key - left;
-      for (int64_t key = begin; key < end; ++key) to[key] = scores[key - place_.first_key];
-    }
+    for_window_runs(task_, place_, y_[row], x_[row], [&](int64_t key, int64_t count, int64_t place) {
+      for (int64_t i = 0; i < count; ++i) local[place + i] = scores[key + i];
+    });
   }
 
   void move_maximum(RowSums<Number>& sums, const Number* scores, int64_t vectors, Number* columns) {

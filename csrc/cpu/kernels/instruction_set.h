@@ -24,6 +24,7 @@ BEGIN_TARGET(TARGET_FEATURES)
 #include "stencil_product.h"
 #include "window_gradient.h"
 // on window_gradient.h
+#include "attention_gradient.h"
 #include "sparse_rows.h"
 #include "window_product.h"
 
@@ -39,6 +40,7 @@ constexpr KernelsOf<Number> kKernelsOf = {
     .lanes = Numbers<Number>::kLanes,
     .entropy = entropy<Number>,
     .attention_statistics = attention_statistics<Number>,
+    .attention_gradient = attention_gradient<Number>,
     .add_probabilities = add_probabilities<Number>,
     .add_window = add_window<Number>,
     .list_attention = list_attention<Number>,

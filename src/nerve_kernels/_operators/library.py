@@ -97,7 +97,7 @@ class Gradient:
     Args:
         eager: The implementation that runs on every device.
         cpp: The implementation in compiled operators.
-        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is.
+        triton: The module under ``nerve_kernels._triton`` whose ``run`` it is; a function instead calls what is there.
         saves_results: Whether implementations need what the operator returned.
         results: How many of the operator's results, from the first, are differentiable (and saved); None: all.
         differentiable: Whether autograd goes through ``eager``: second derivatives come from it. Else they are refused.
@@ -108,7 +108,7 @@ class Gradient:
         eager: Function,
         *,
         cpp: Function | None = None,
-        triton: str | None = None,
+        triton: str | Function | None = None,
         saves_results: bool = False,
         results: int | None = None,
         differentiable: bool = True,
@@ -235,8 +235,16 @@ def _differentiate(
     Returns the operator as it is to be called, so that ``torch.func`` finds the gradient too.
     """
     operation = f"{forward.name}_backward"
-    _register_backends(operation, gradient.eager, gradient.cpp, gradient.triton, why_not_triton)
     differentiable = forward.results if gradient.results is None else gradient.results
+
+    # of the arguments of the operator; what is before them are gradients
+    _register_backends(
+        operation,
+        gradient.eager,
+        gradient.cpp,
+        gradient.triton,
+        lambda *arguments: why_not_triton(*arguments[differentiable:]),
+    )
     saved = differentiable if gradient.saves_results else 0
     tensors = slice(differentiable, differentiable + forward.tensors)
     arguments = [

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators.library import Gradient, Operator, accumulation_dtype, define_native
+from nerve_kernels._operators.library import Operator, accumulation_dtype, define_native
 from nerve_kernels._triton.availability import run_lazily, why_unsupported_heads
 
 from .overflow import refusing_overflow
 from .score_blocks import head_blocks, scores
+from .score_gradients import Pass, gradient_of_scores
 
 
 def eager(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -45,19 +46,12 @@ attention_entropy_cpp = define_native(
 
 
 def backward(
-    grad_entropy: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, scale: float, entropy: Tensor, lse: Tensor
+    run: Pass, grad_entropy: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, scale: float, entropy: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """ds = p · (g_lse − g_𝓗 (log p + 𝓗)), with log p = s − lse; then dq = scale · ds k and dk = scale · dsᵀ q."""
-    grad_q = torch.empty(q.shape, dtype=lse.dtype, device=q.device)
-    grad_k = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
-    for index, rows in head_blocks(q, k):
-        log_p = scores(q[index][rows], k[index], scale, lse.dtype).sub_(lse[index][rows].unsqueeze(-1))
-        p = log_p.exp()
-        inner = log_p.clamp_(min=torch.finfo(lse.dtype).min).add_(entropy[index][rows].unsqueeze(-1))
-        grad_scores = inner.mul_(-grad_entropy[index][rows].unsqueeze(-1)).add_(grad_lse[index][rows].unsqueeze(-1))
-        grad_scores.mul_(p)
-        grad_q[index][rows] = scale * (grad_scores @ k[index].to(lse.dtype))
-        grad_k[index] += scale * (grad_scores.transpose(-1, -2) @ q[index][rows].to(lse.dtype))
+    """ds = p · (g_lse − g_𝓗 (log p + 𝓗)), with log p = s − lse."""
+    keys = [1, k.shape[2]]
+    a, b = grad_lse - grad_entropy * entropy, -grad_entropy
+    grad_q, grad_k, _ = run(q, k, lse, a, b, None, None, None, None, keys, [1, 1], keys, scale, 1.0)
     return grad_q, grad_k
 
 
@@ -65,7 +59,7 @@ attention_entropy = Operator(
     "attention_entropy(Tensor q, Tensor k, float scale) -> (Tensor, Tensor)",
     eager=refusing_overflow(eager),
     fake=fake,
-    backward=Gradient(backward, saves_results=True),
+    backward=gradient_of_scores(backward, saves_results=True),
     cpp=refusing_overflow(attention_entropy_cpp),
     triton=refusing_overflow(run_lazily("attention.attention_entropy")),
     why_not_triton=why_unsupported_heads,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nerve_kernels._operators.library import Operator
 from nerve_kernels._triton.availability import why_unsupported_heads
 
 from .score_blocks import head_blocks, probabilities
+from .score_gradients import Pass, gradient_of_scores
 
 
 def eager(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
@@ -24,24 +24,19 @@ def fake(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> Tensor:
     return lse.new_empty(k.shape[:3])
 
 
-def backward(grad: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def backward(run: Pass, grad: Tensor, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """ds = p · g/N; lse enters as −s does, so d lse = −Σⱼ ds."""
-    grad_q = torch.empty(q.shape, dtype=lse.dtype, device=q.device)
-    grad_k = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
-    grad_lse = torch.empty_like(lse)
-    for index, rows in head_blocks(q, k):
-        grad_scores = probabilities(q[index][rows], k[index], lse[index][rows], scale) * (grad[index] / q.shape[2])
-        grad_lse[index][rows] = -grad_scores.sum(-1)
-        grad_q[index][rows] = scale * (grad_scores @ k[index].to(lse.dtype))
-        grad_k[index] += scale * (grad_scores.transpose(-1, -2) @ q[index][rows].to(lse.dtype))
-    return grad_q, grad_k, grad_lse
+    keys = [1, k.shape[2]]
+    of_keys = (grad / max(1, q.shape[2])).unsqueeze(2).expand(-1, -1, q.shape[2], -1)
+    grad_q, grad_k, sums = run(q, k, lse, None, None, None, None, None, of_keys, keys, [1, 1], keys, scale, 1.0)
+    return grad_q, grad_k, -sums
 
 
 attention_marginal = Operator(
     "attention_marginal(Tensor q, Tensor k, Tensor lse, float scale) -> Tensor",
     eager=eager,
     fake=fake,
-    backward=backward,
+    backward=gradient_of_scores(backward),
     triton="attention.attention_marginal",
     why_not_triton=why_unsupported_heads,
 )

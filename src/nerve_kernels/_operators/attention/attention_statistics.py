@@ -6,19 +6,19 @@ the cells are those of softmax(γ · scores), whose own logarithm of the sum is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators.cell_pooling import gather_cells, sum_cells
-from nerve_kernels._operators.library import Gradient, Operator, accumulation_dtype, define_native
+from nerve_kernels._operators.cell_pooling import sum_cells
+from nerve_kernels._operators.library import Operator, accumulation_dtype, define_native
 from nerve_kernels._triton.availability import run_lazily, why_unsupported_heads
 from nerve_kernels.grids import window_neighbours
 
 from .overflow import refusing_overflow
-from .score_blocks import head_blocks, probabilities, scores
+from .score_blocks import head_blocks, scores
+from .score_gradients import Pass, gradient_of_scores
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -76,41 +76,18 @@ def fake(
     return entropy, lse, local, pooled, cell_lse
 
 
-def row_terms(grads: Sequence[Tensor], results: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the gradient of a score needs of its row, each (B, heads, N): a, b and c in
-
-    ds = p · (a + b (s − lse) + g_local) + γ p' · (c + g_pooled), where p' = softmax(γ · scores).
-    """
+def backward(run: Pass, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Window and cells are shares of a row: Σ g · share is taken off each of their gradients."""
+    grads, (q, k, grid, window, cells, scale, sharpness, _), results = arguments[:5], arguments[5:13], arguments[13:]
     grad_entropy, grad_lse, grad_local, grad_pooled, grad_cell_lse = grads
-    entropy, lse, local, pooled, _ = results
+    entropy, lse, local, pooled, cell_lse = results
     a = grad_lse - grad_entropy * entropy - (grad_local.to(lse.dtype) * local.to(lse.dtype)).sum(-1)
     c = grad_cell_lse - (grad_pooled.to(lse.dtype) * pooled.to(lse.dtype)).sum(-1)
-    return a, -grad_entropy, c
-
-
-def backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Block by block: dq = scale · ds k and dk = scale · dsᵀ q."""
-    grads, (q, k, grid, window, cells, scale, sharpness, _), results = arguments[:5], arguments[5:13], arguments[13:]
-    lse, cell_lse = results[1], results[4]
-    a, b, c = row_terms(grads, results)
-    neighbour, inside = window_neighbours((grid[0], grid[1]), (window[0], window[1]), q.device)
-    grad_q = torch.empty(q.shape, dtype=lse.dtype, device=q.device)
-    grad_k = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
-    lowest = torch.finfo(lse.dtype).min
-    for index, rows in head_blocks(q, k):
-        log_p = scores(q[index][rows], k[index], scale, lse.dtype).sub_(lse[index][rows].unsqueeze(-1))
-        p = log_p.exp()
-        inner = log_p.clamp(min=lowest).mul_(b[index][rows].unsqueeze(-1)).add_(a[index][rows].unsqueeze(-1))
-        grad_window = torch.where(inside[rows], grads[2][index][rows].to(lse.dtype), 0)
-        inner.scatter_add_(1, neighbour[rows], grad_window)
-        of_cells = gather_cells(grads[3][index][rows].to(lse.dtype), grid, cells).add_(c[index][rows].unsqueeze(-1))
-        if sharpness == 1:
-            grad_scores = inner.add_(of_cells).mul_(p)
-        else:
-            sharp = probabilities(q[index][rows], k[index], cell_lse[index][rows], scale * sharpness)
-            grad_scores = inner.mul_(p).add_(of_cells.mul_(sharp), alpha=sharpness)
-        grad_q[index][rows] = scale * (grad_scores @ k[index].to(lse.dtype))
-        grad_k[index] += scale * (grad_scores.transpose(-1, -2) @ q[index][rows].to(lse.dtype))
+    of_cells = (None, None) if sharpness == 1 else (cell_lse, c)
+    grad_q, grad_k, _ = run(
+        q, k, lse, a + c if sharpness == 1 else a, -grad_entropy, *of_cells, grad_local, grad_pooled,
+        grid, window, cells, scale, sharpness,
+    )  # fmt: skip
     return grad_q, grad_k
 
 
@@ -126,7 +103,7 @@ attention_statistics = Operator(
     " float sharpness, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     eager=refusing_overflow(eager),
     fake=fake,
-    backward=Gradient(backward, saves_results=True),
+    backward=gradient_of_scores(backward, saves_results=True),
     cpp=refusing_overflow(attention_statistics_cpp),
     triton=refusing_overflow(run_lazily("attention.attention_statistics")),
     why_not_triton=why_unsupported_heads,

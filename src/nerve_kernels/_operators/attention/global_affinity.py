@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nerve_kernels._operators.cell_pooling import gather_cells, sum_cells
+from nerve_kernels._operators.cell_pooling import sum_cells
 from nerve_kernels._operators.library import Operator
 from nerve_kernels._triton.availability import why_unsupported_heads
 
-from .fuse_attention import fused_gradients, fused_rows
+from .fuse_attention import fused_rows
 from .score_blocks import row_blocks
+from .score_gradients import fused_gradients, gradient_of_scores
 
 
 def eager(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float) -> Tensor:
@@ -28,18 +29,11 @@ def fake(q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: l
     return lse.new_empty((q.shape[0], q.shape[2], cells[0] * cells[1]))
 
 
-def backward(
-    grad: Tensor, q: Tensor, k: Tensor, w: Tensor, lse: Tensor, grid: list[int], cells: list[int], scale: float
-) -> tuple[Tensor, ...]:
-    """The gradient of the fused map is the cell's gradient at each of its keys; then as for the fused map."""
-    return fused_gradients(lambda b, rows: gather_cells(grad[b, rows], grid, cells), q, k, w, lse, scale)
-
-
 global_affinity = Operator(
     "global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells, float scale) -> Tensor",
     eager=eager,
     fake=fake,
-    backward=backward,
+    backward=gradient_of_scores(fused_gradients),
     triton="attention.global_affinity",
     why_not_triton=why_unsupported_heads,
 )

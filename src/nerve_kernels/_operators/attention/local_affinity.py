@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators.library import Operator
+from nerve_kernels._operators.library import Gradient, Operator, define_native
 from nerve_kernels._triton.availability import why_unsupported_heads
 from nerve_kernels.grids import MIN_WINDOW_MASS
 
@@ -106,12 +106,18 @@ def backward(
     return grad_q.flatten(2, 3), grad_k.flatten(2, 3), grad_w, grad_lse.flatten(2, 3)
 
 
+local_gradient_cpp = define_native(
+    "_local_gradient_cpp(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,"
+    " float scale, bool normalize) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, *inputs: tuple(grad.new_empty(item.shape) for item in inputs[:4]),
+)
+
 local_affinity = Operator(
     "local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window, float scale,"
     " bool normalize=True) -> Tensor",
     eager=eager,
     fake=fake,
-    backward=backward,
+    backward=Gradient(backward, cpp=local_gradient_cpp, triton="attention.local_gradient"),
     triton="attention.local_affinity",
     why_not_triton=why_unsupported_heads,
 )
