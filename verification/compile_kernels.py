@@ -98,12 +98,13 @@ def implementation(operation: str) -> Any:
 
 def of_real_sizes() -> None:
     """Plan what the tests at the sizes of users start."""
-    launches = sys.modules["nerve_kernels.warmup"].launches  # beside the function of this name
+    warming = sys.modules["nerve_kernels.warmup"]  # beside the function of this name
     for dtype in real.DTYPES:
         for layer in real.LAYERS.values():
             q = torch.empty(1, layer.side**2, layer.heads, layer.head_size, dtype=dtype, device="meta").transpose(1, 2)
             square = [(side, side) for side in (layer.side, layer.window, layer.cells)]
-            launches(q, q, None, *square, layer.head_size**-0.5, BETA, torch.float32, False)
+            affinity = warming._described(*square, BETA, torch.float32)
+            warming.launches(q, q, None, *square, layer.head_size**-0.5, affinity, False)
         for name in ("stencil", "graph"):
             sparse = sparse_launches.SIZES[name]
             seeds = torch.empty(1, math.prod(sparse.grid), sparse.labels, device="meta")
@@ -111,7 +112,7 @@ def of_real_sizes() -> None:
         for walk in real.WALKS.values():
             seeds = torch.empty(1, walk.side**2, walk.labels, device="meta")
             square = [(side, side) for side in (walk.side, walk.window, walk.cells)]
-            launches(None, None, seeds, *square, 1.0, BETA, dtype, False)
+            warming.launches(None, None, seeds, *square, 1.0, warming._described(*square, BETA, dtype), False)
 
 
 def of_walk_tests() -> None:
