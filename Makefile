@@ -15,7 +15,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 DEMO_SCENES := src/nerve_kernels/segmentation/embedded/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz mutants audit package-check clean
+.PHONY: help demo web test web-test lint docs bench bench-quick verify gpu-check quality fuzz mutants bulk-check audit package-check clean
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -125,6 +125,9 @@ SEED ?= 0
 mutants: $(VENV)/.stamp-dev ## small mistakes made on purpose, one at a time: do the tests notice? (an hour)
 	@$(PIP) 'nerve-kernels[mutants]'
 	@$(BIN)/python -m tests.mutation --seed $(SEED) --mutants $(MUTANTS) --jobs $(JOBS)
+
+bulk-check: $(VENV)/.stamp-dev ## nerve-bulk is killed 20 times over 500 images: nothing lost, nothing doubled (KILLS, IMAGES, SEED)
+	@$(ONE_THREAD) $(BIN)/python -m tests.bulk.kills --kills $(or $(KILLS),20) --images $(or $(IMAGES),500) --seed $(SEED)
 
 audit: $(VENV)/.stamp-release ## known vulnerabilities of the versions in constraints.txt (needs the network)
 	@echo "== looking up constraints.txt"

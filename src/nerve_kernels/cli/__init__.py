@@ -1,4 +1,4 @@
-"""The commands ``nerve-segment``, ``nerve-evaluate``, ``nerve-ablate``; errors are one line, never a traceback."""
+"""The commands on images: what they need, their exit codes; errors are one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nerve_kernels.segmentation.extras import MissingExtraError, require_extra
 PACKAGE = Path(__file__).parents[1]
 SEGMENTATION = ("typer", "rich", "PIL", "diffusers", "transformers")
 EVALUATION = ("torchmetrics", "matplotlib")
+BULK = ("ray", "pyarrow", "pycocotools", "skimage")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    _run("nerve-evaluate", "nerve_kernels.cli.evaluate_command", arguments, evaluation=True)
+    _run("nerve-evaluate", "nerve_kernels.cli.evaluate_command", arguments, evaluation=EVALUATION)
 
 
 def ablate(arguments: Sequence[str] | None = None) -> None:
@@ -58,15 +59,30 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    _run("nerve-ablate", "nerve_kernels.cli.evaluate_command", ["--ablate", *given], evaluation=True)
+    _run("nerve-ablate", "nerve_kernels.cli.evaluate_command", ["--ablate", *given], evaluation=EVALUATION)
 
 
-def _run(program: str, module: str, arguments: Sequence[str] | None, *, evaluation: bool = False) -> NoReturn:
+def bulk(arguments: Sequence[str] | None = None) -> None:
+    """Run ``nerve-bulk``, or ``nerve-bulk export``, and leave with its exit code, as ``nerve-segment`` does.
+
+    Args:
+        arguments: None: those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["export"]:
+        _run("nerve-bulk export", "nerve_kernels.cli.bulk_export_command", given[1:], bulk=BULK)
+    _run("nerve-bulk", "nerve_kernels.cli.bulk_command", given, bulk=BULK)
+
+
+def _run(program: str, module: str, arguments: Sequence[str] | None, **extras: Sequence[str]) -> NoReturn:
     _open_standard_streams()
     try:
         require_extra(*SEGMENTATION)
-        if evaluation:
-            require_extra(*EVALUATION, extra="evaluation")
+        for extra, libraries in extras.items():
+            require_extra(*libraries, extra=extra)
         code = _command(program, module, arguments)
         sys.stdout.flush()  # what is still buffered may not fit the disk either
     except MissingExtraError as error:

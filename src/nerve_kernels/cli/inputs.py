@@ -6,12 +6,9 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
-from nerve_kernels.segmentation.images import readable_formats
+from nerve_kernels.segmentation.images import image_suffixes
 from nerve_kernels.segmentation.result import RESULT_SUFFIXES
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike
 
@@ -125,10 +122,4 @@ def labels_beside(image: Path) -> LabelsLike | None:
 
 
 def _is_called_like_an_image(path: Path) -> bool:
-    return path.suffix.lower() in _image_suffixes() and path.is_file()
-
-
-@cache
-def _image_suffixes() -> frozenset[str]:
-    readable = readable_formats()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
+    return path.suffix.lower() in image_suffixes() and path.is_file()

@@ -112,7 +112,7 @@ def _smaller_images(width: int, height: int) -> Iterator[tuple[int, int]]:
 
 def _first_that_fits(sizes: Iterable[Size], attempt: Callable[[Size], object]) -> Size | None:
     for size in sizes:
-        _let_go()
+        let_go()
         try:
             attempt(size)
         except Exception as error:
@@ -123,7 +123,8 @@ def _first_that_fits(sizes: Iterable[Size], attempt: Callable[[Size], object]) -
     return None
 
 
-def _let_go() -> None:
+def let_go() -> None:
+    """Give memory that nothing holds any more back to the system, or to torch."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

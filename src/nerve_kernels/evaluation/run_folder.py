@@ -106,10 +106,10 @@ class RunFolder:
         file = self.folder / DESCRIPTION
         if file.exists():
             there = _read_json(file, "the description", "this folder")
-            difference = _difference(_in_new_words(there, plain, digest_of_weights), plain)
-            if difference:
+            found = difference(_in_new_words(there, plain, digest_of_weights), plain)
+            if found:
                 raise ValueError(
-                    f"out: {self.folder} holds a run with {difference}; results of different runs are not mixed, so "
+                    f"out: {self.folder} holds a run with {found}; results of different runs are not mixed, so "
                     "choose another folder or delete this one"
                 )
         else:
@@ -248,11 +248,11 @@ def _with_new_fields(settings: Any, now: Any) -> Any:
     return {**{field: defaults[field] for field in now if field in defaults and field not in settings}, **settings}
 
 
-def _difference(old: Any, new: Any, name: str = "") -> str:
+def difference(old: Any, new: Any, name: str = "") -> str:
     """The first place in which two descriptions differ, in words; empty where there is none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            found = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            found = difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
             if found:
                 return found
         return ""

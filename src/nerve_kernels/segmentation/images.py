@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ def readable_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read."""
     Image.init()
     return tuple(kind for kind in Image.OPEN if kind not in REFUSED_FORMATS)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """What files in these formats are usually called, such as ``.png``."""
+    readable = readable_formats()
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
 
 
 def load_image(image: ImageLike) -> Image.Image:
@@ -91,19 +99,42 @@ def read_image_file(path: Path, convert: Callable[[Image.Image], Converted]) -> 
         raise NotAnImageError(f"{path}: not a file")
     try:
         # As a stream: of a path Pillow maps grey TIFFs into memory, and forgets to turn them upright.
-        with path.open("rb") as stream, Image.open(stream, formats=readable_formats()) as opened:
+        with path.open("rb") as stream:
+            return _read_stream(stream, str(path), convert)
+    except PermissionError as error:
+        raise NotAnImageError(f"{path}: no permission to read it") from error
+    except OSError as error:
+        raise NotAnImageError(f"{path}: unreadable ({error})") from error
+
+
+def read_image_bytes(content: bytes, name: str) -> Image.Image:
+    """Upright 8-bit RGB from the bytes of an image file; `name` is what errors call it.
+
+    Raises:
+        NotAnImageError: it is no image, or is damaged.
+
+    Example:
+        >>> read_image_bytes(b"text", "a.png")
+        Traceback (most recent call last):
+            ...
+        nerve_kernels.segmentation.images.NotAnImageError: a.png: not an image
+    """
+    return _read_stream(io.BytesIO(content), name, _to_rgb)
+
+
+def _read_stream(stream: IO[bytes], name: str, convert: Callable[[Image.Image], Converted]) -> Converted:
+    try:
+        with Image.open(stream, formats=readable_formats()) as opened:
             opened.load()
             return convert(opened)
     except Image.DecompressionBombError as error:
-        raise NotAnImageError(f"{path}: too large an image ({error})") from error
+        raise NotAnImageError(f"{name}: too large an image ({error})") from error
     except UnidentifiedImageError as error:
-        raise NotAnImageError(f"{path}: not an image") from error
-    except PermissionError as error:
-        raise NotAnImageError(f"{path}: no permission to read it") from error
+        raise NotAnImageError(f"{name}: not an image") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers report damage by nearly every exception there is
-        raise NotAnImageError(f"{path}: unreadable ({str(error) or type(error).__name__})") from error
+        raise NotAnImageError(f"{name}: unreadable ({str(error) or type(error).__name__})") from error
 
 
 def row_bands(height: int, width: int) -> list[slice]:

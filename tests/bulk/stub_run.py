@@ -1,0 +1,45 @@
+"""``python -m tests.bulk.stub_run FOLDER OUT``: a run whose segmenter only waits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerve_kernels.bulk.rows import table_of
+from nerve_kernels.bulk.runner import Resources, Run, run
+
+
+class StubSegmenter:
+    """Gives rows without labels, one after a little while."""
+
+    def __init__(self, seconds: float, weights: str | None) -> None:
+        self._seconds = seconds
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
+        time.sleep(self._seconds * len(batch["id"]))
+        return table_of(
+            {"id": str(one), "source": str(source), "weights": "stub", "error": error or None}
+            for one, source, error in zip(batch["id"], batch["source"], batch["error"], strict=True)
+        )
+
+
+def main() -> None:
+    folder, out, seconds, actors, address = sys.argv[1:]
+    wanted = Run(
+        [folder],
+        out,
+        {"seconds": float(seconds)},
+        {"stub": True},
+        Resources(actors=int(actors), address=address or None),
+        rows_per_file=8,
+    )
+    print(run(wanted, kind=StubSegmenter), Path(out))
+
+
+if __name__ == "__main__":
+    main()
