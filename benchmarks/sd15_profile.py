@@ -108,7 +108,7 @@ def stage_times(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     watched = (
         (DiffusionFeatures, "encode_pixels", "VAE"),
         (DiffusionFeatures, "capture", "UNet"),
-        (DenseClip, "embed_image", "CLIP, picture"),
+        (DenseClip, "embed_images", "CLIP, picture"),
         (DenseClip, "embed_names", "CLIP, text"),
         (AffinityBuilder, "weights", "entropy"),
         (nk, "local_affinity", "affinities"),

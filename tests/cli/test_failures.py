@@ -272,7 +272,7 @@ def test_a_fault_of_the_program_is_one_line_too(models, images, tmp_path, capsys
     def broken(self, *arguments: object) -> None:
         raise KeyError("no such thing")
 
-    monkeypatch.setattr("nerve_kernels.segmentation.pipeline.NervePipeline.__call__", broken)
+    monkeypatch.setattr("nerve_kernels.segmentation.pipeline.NervePipeline.encode_all", broken)
     code, _, err = run_main(capsys, images, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert code == 3
     assert err.startswith("nerve-segment: a fault of this program, please report it: KeyError: 'no such thing' at ")

@@ -78,6 +78,10 @@ def test_json_holds_the_stages_where_they_are_asked_for(models, images, tmp_path
     assert (code, err) == (0, "")
     entry = json.loads(out)
     assert entry["models"] == "torch on cpu, float32"
+    parts = {part["argument"]: part for part in entry["checkpoints"]}
+    assert (parts["clip"]["source"], parts["clip"]["revision"]) == (models[3], None)
+    unet = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+    assert unet in [part["files"] for part in entry["checkpoints"]]
     walk = next(phase for phase in entry["stages"] if phase["stage"] == "random walk")
     assert walk["operators"] == {"random_walk": "eager"}
     assert walk["seconds"] > 0
@@ -167,7 +171,7 @@ def test_every_example_of_the_help_is_accepted(tmp_path, monkeypatch):
     ("line", "offered"),
     [
         ("nerve-segment --pres", {"--preset"}),
-        ("nerve-segment --preset sd15", {"sd15-clip-b16", "sd15-clip-l14"}),
+        ("nerve-segment --preset sd15", {"sd15-clip-b16", "sd15-clip-b16-fast", "sd15-clip-l14"}),
         ("nerve-segment --criterion en", {"entropy"}),
         ("nerve-segment --backend c", {"cpp", "cuda"}),
     ],
@@ -197,4 +201,4 @@ printf '%s\n' "${COMPREPLY[@]}"
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {"sd15-clip-b16", "sd15-clip-l14"}
+    assert set(done.stdout.split()) == {"sd15-clip-b16", "sd15-clip-b16-fast", "sd15-clip-l14"}

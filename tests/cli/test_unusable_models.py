@@ -28,17 +28,17 @@ def test_the_command_says_so_for_each_image_and_writes_json(models, images, tmp_
 
 
 def test_the_other_images_go_on(models, images, tmp_path, capsys, monkeypatch):
-    real = DenseClip.embed_image
+    real = DenseClip.embed_images
     seen = []
 
-    def embed(self, image, **options):
-        seen.append(image.size)
-        found = real(self, image, **options)
+    def embed(self, images, config):
+        seen.append(images[0].size)
+        found = real(self, images, config)
         if len(seen) == 1:
             raise NotFiniteError("CLIP, image: expected finite numbers, got NaN or infinity in 1 of 2; ...")
         return found
 
-    monkeypatch.setattr(DenseClip, "embed_image", embed)
+    monkeypatch.setattr(DenseClip, "embed_images", embed)
     code, _, err = run_main(capsys, images, "-q", "-l", "cat, dog", "-o", tmp_path / "out", *models)
     assert (code, len(err.splitlines())) == (1, 1)
     assert len(list((tmp_path / "out").iterdir())) == 3

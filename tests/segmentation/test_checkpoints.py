@@ -309,3 +309,21 @@ def test_a_damaged_index_is_refused(load, content):
 
     with pytest.raises(ModelLoadError, match=r"index.json: expected a weight_map from keys to files"):
         load(copy, UNET_WEIGHTS)
+
+
+@pytest.mark.parametrize("file", [CLIP_WEIGHTS, UNET_WEIGHTS])
+def test_pickles_are_refused_with_the_command_that_converts_them(clip_folder, diffusion_folder, tmp_path, file):
+    from safetensors.torch import load_file
+
+    checkpoint, family = (clip_folder, DenseClip) if file == CLIP_WEIGHTS else (diffusion_folder, DiffusionFeatures)
+    folder = copy_with_config(checkpoint, tmp_path / "pickled", "unet/config.json" if "unet" in file else "config.json")
+    name = "pytorch_model.bin" if file == CLIP_WEIGHTS else "diffusion_pytorch_model.bin"
+    torch.save(load_file(folder / file), (folder / file).with_name(name))
+    (folder / file).unlink()
+    with pytest.raises(ModelLoadError, match="it has no safetensors weights, and pickles are not read here") as refused:
+        family.from_pretrained(folder, device="cpu")
+    found = re.search(r'If you trust them, convert them: python -c "(.*?)" Wanted', str(refused.value))
+    assert found is not None
+    exec(found[1], {})
+    loaded = family.from_pretrained(folder, device="cpu")
+    assert_same_weights(loaded.modules, family.from_pretrained(checkpoint, device="cpu").modules)

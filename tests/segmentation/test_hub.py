@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from nerve_kernels.segmentation.checkpoints import hub
-from nerve_kernels.segmentation.loading import ModelLoadError
+from nerve_kernels.segmentation.loading import ModelLoadError, recording_parts
 from nerve_kernels.segmentation.text_image.clip import DenseClip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
 from nerve_kernels.segmentation.text_image.clip import DenseClip
-from nerve_kernels.segmentation.loading import ModelLoadError
+from nerve_kernels.segmentation.loading import ModelLoadError, recording_parts
 for name in ("absent/clip", "some/clip"):
     try:
         print(DenseClip.from_pretrained(name, device="cpu").native_size)
@@ -112,3 +112,38 @@ def test_an_incomplete_model_in_the_cache_is_told_from_none(monkeypatch, tmp_pat
     (model / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="HF_HUB_OFFLINE is set, and the model is not complete in the cache here"):
         DenseClip.from_pretrained("some/clip", device="cpu")
+
+
+def test_a_revision_is_a_commit_of_the_cache_and_is_noted(monkeypatch, tmp_path, clip_folder, clip):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = put_into_cache(clip_folder, tmp_path)
+    (model / "refs" / "main").write_text("f" * 40)  # has moved on, to what was not fetched
+    with pytest.raises(ModelLoadError, match="the model is not in the cache here"):
+        DenseClip.from_pretrained("some/clip", device="cpu")
+    with recording_parts() as parts:
+        assert DenseClip.from_pretrained(f"some/clip@{COMMIT}", device="cpu").fingerprint() == clip.fingerprint()
+    assert {(part.source, part.revision) for part in parts} == {(f"some/clip@{COMMIT}", COMMIT)}
+    assert parts[0].files == ("config.json", "model.safetensors")
+    (model / "refs" / "v1").write_text(COMMIT)
+    assert hub.cached_folder("some/clip@v1") == model / "snapshots" / COMMIT
+    assert hub.cached_folder("some/clip@v2") is None
+
+
+def test_a_gated_model_is_named_with_its_address(monkeypatch):
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*arguments, **options):
+        answer = httpx.Response(403, request=httpx.Request("HEAD", "https://huggingface.co/some/gated"))
+        raise GatedRepoError("403 Client Error", response=answer)
+
+    monkeypatch.setattr(hub, "why_unreachable", lambda: None)
+    monkeypatch.setattr(hub, "find_file", refuse)
+    with pytest.raises(ModelLoadError) as refused:
+        DenseClip.from_pretrained("some/gated@v1", device="cpu")
+    assert "it is gated: accept its terms at https://huggingface.co/some/gated and log in with `hf auth login`." in str(
+        refused.value
+    )

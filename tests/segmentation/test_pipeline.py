@@ -230,3 +230,25 @@ def test_the_default_config_runs_on_any_checkpoint(diffusion, clip, wide_image):
 def test_images_too_narrow_for_the_window_are_segmented_all_the_same(pipeline, size):
     result = pipeline(Image.new("RGB", size, "red"), "cat, dog", window=9, cells=3, beta=0.5)
     assert tuple(result.label_map.shape) == (size[1], size[0])
+
+
+def test_a_list_of_images_is_answered_as_each_by_itself(pipeline, wide_image):
+    images = [
+        wide_image,
+        wide_image.transpose(Image.Transpose.ROTATE_90),
+        wide_image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    ]
+    for config in (
+        pipeline.config,
+        pipeline.config.replace(clip_window=16, clip_stride=8),
+        pipeline.config.replace(walk=False),
+    ):
+        together = [pipeline.segment(one, LABELS) for one in pipeline.encode_all(images, config=config)]
+        for image, found in zip(images, together, strict=True):
+            alone = pipeline.segment(pipeline.encode(image, config=config), LABELS)
+            assert found.label_map.shape == (image.height, image.width)
+            assert (found.label_map == alone.label_map).float().mean() >= 0.999
+            torch.testing.assert_close(found.token_probabilities, alone.token_probabilities, atol=1e-4, rtol=1e-3)
+    listed = pipeline(images, LABELS)
+    assert [one.label_map.shape for one in listed] == [(60, 90), (90, 60), (60, 90)]
+    assert pipeline([], LABELS) == []

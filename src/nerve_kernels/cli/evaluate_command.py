@@ -76,7 +76,10 @@ def run(
     ] = None,
     clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; under torchrun each its own GPU.")] = None,
-    dtype: Annotated[str | None, option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
+    dtype: Annotated[
+        str | None,
+        option(panel=MODELS, help="float32, float16 or bfloat16; by default what the device computes fastest."),
+    ] = None,
     config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
     settings: Annotated[
         list[str] | None, option("--set", help="Any setting: field=value, the value in JSON; may be repeated.")
@@ -152,7 +155,7 @@ def run(
     for one in variants.values():
         as_usage_error(check_backend, one)
     folder = out or Path("evaluated") / dataset
-    pipeline = load(models, diffusion, clip, local_device(device), dtype, base)
+    pipeline = load(models, diffusion, clip, None, local_device(device), dtype, base)
     with Processes.join(pipeline.text_image.device) as processes:
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 

@@ -247,6 +247,7 @@ def load(
     preset: str,
     diffusion: str | None,
     clip: str | None,
+    autoencoder: str | None,
     device: str | None,
     dtype: str | None,
     config: NerveConfig,
@@ -262,10 +263,10 @@ def load(
     def from_sources() -> NervePipeline:
         if diffusion and clip:
             return NervePipeline.from_pretrained(
-                diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
+                diffusion=diffusion, clip=clip, autoencoder=autoencoder, device=device, dtype=dtype, config=config
             )
         return NervePipeline.from_preset(
-            preset, diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
+            preset, diffusion=diffusion, clip=clip, autoencoder=autoencoder, device=device, dtype=dtype, config=config
         )
 
     try:

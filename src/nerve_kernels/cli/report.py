@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nerve_kernels import available_backends
+from nerve_kernels.segmentation.loading import LoadedPart
 from nerve_kernels.segmentation.phases import Phase, summed
 from nerve_kernels.segmentation.result import Segmentation
 
@@ -44,6 +45,7 @@ class Report:
         # File names are shown as they are: no markup, no emoji codes.
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.failures = 0
+        self._checkpoints: list[dict[str, Any]] = []
 
     def progress(self) -> Progress:
         """The bar, which stands still where it is not wanted."""
@@ -57,6 +59,22 @@ class Report:
             redirect_stdout=sys.stdout.isatty(),
             disable=self._quiet,
         )
+
+    def loaded(self, parts: Sequence[LoadedPart]) -> None:
+        """Which files of which checkpoints were read, where an explanation is asked for."""
+        self._checkpoints = [
+            {"argument": part.argument, "source": part.source, "revision": part.revision, "files": list(part.files)}
+            for part in parts
+        ]
+        if self._explain and not self._quiet:
+            for part in parts:
+                revision = "" if part.revision is None else f" (revision {part.revision})"
+                self._say(plain_line(f"{part.argument}: {part.source}{revision}: {', '.join(part.files)}"))
+
+    def note(self, message: str) -> None:
+        """One line about what is done otherwise than asked for."""
+        if not self._quiet:
+            self._say(plain_line(message))
 
     def failed(self, message: str, file: Path | None = None) -> None:
         """One line about what could not be done; it is counted."""
@@ -81,6 +99,7 @@ class Report:
             }
             if self._explain:
                 entry["models"] = models
+                entry["checkpoints"] = self._checkpoints
                 entry["stages"] = [
                     {"stage": one.name, "seconds": round(one.seconds, 6), "operators": dict(one.operators)}
                     for one in phases

@@ -105,6 +105,9 @@ def segment(
         str | None, option(panel=MODELS, help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id.")
     ] = None,
     clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
+    autoencoder: Annotated[
+        str | None, option(panel=MODELS, help="In place of the checkpoint's VAE, such as madebyollin/taesd.")
+    ] = None,
     device: Annotated[
         str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.", values=("cpu", "cuda"))
     ] = None,
@@ -112,10 +115,13 @@ def segment(
         str | None,
         option(
             panel=MODELS,
-            help="float32, float16 or bfloat16; float16 on a GPU.",
+            help="float32, float16 or bfloat16; by default what the device computes fastest.",
             values=("float32", "float16", "bfloat16"),
         ),
     ] = None,
+    batch: Annotated[
+        int, typer.Option(help="Images that go through the models at once.", rich_help_panel=MODELS, min=1)
+    ] = 1,
     size: Annotated[
         int | None, option(panel=MODELS, help="Shorter side of the image for Stable Diffusion, in pixels.")
     ] = None,
@@ -252,13 +258,14 @@ def segment(
     if save_config is not None:
         save_settings(in_force, save_config)
     # Before anything is said: what is wrong with the options is then all that is said.
-    pipeline = load(preset, diffusion, clip, device, dtype, in_force) if files else None
+    pipeline = load(preset, diffusion, clip, autoencoder, device, dtype, in_force) if files else None
     report = Report(quiet=quiet, as_json=as_json, explain=explain)
     for complaint in complaints:
         report.failed(complaint)
     if pipeline is not None:
+        report.loaded(pipeline.loaded)
         wanted = [Wanted(file, words[file], stem, name) for file, stem, name in zip(files, stems, names, strict=True)]
         with annotations.closing():
-            segment_all(pipeline, wanted, asked, annotations, side_by_side=side_by_side, report=report)
+            segment_all(pipeline, wanted, asked, annotations, side_by_side=side_by_side, batch=batch, report=report)
     if report.failures:
         raise typer.Exit(1)

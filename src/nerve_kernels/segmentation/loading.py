@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def load_part(
 
     Args:
         load: the ``from_pretrained`` of a diffusers or transformers class.
-        source: a folder, or a model id of the hub.
+        source: a folder, or a model id of the hub, with ``@revision`` behind it where one is meant.
         argument: what the caller calls the source, for the message.
         config: the file of sizes and settings; it is checked before anything is built from it.
         weights: the file of a part that has weights; those are read as safetensors, never pickles, and must be all
@@ -49,12 +52,15 @@ def load_part(
         ModelLoadError: names the argument, the source, the part and the first reason.
     """
     what = f"{source}{f' ({subfolder})' if subfolder else ''}"
+    name, revision = hub.split_revision(os.fspath(source))
     local = is_local(source)
     unreachable = None if local else hub.why_unreachable()
     # Without the hub, what is in its cache is as good as any other folder.
     folder = Path(source).expanduser() if local else hub.cached_folder(str(source)) if unreachable else None
     check_folder(source, argument=argument, subfolder=subfolder)
     options["local_files_only"] = folder is not None
+    if not local and revision is not None:
+        options["revision"] = revision
     if subfolder is not None:
         options["subfolder"] = subfolder
 
@@ -67,18 +73,22 @@ def load_part(
     try:
         if unreachable and folder is None:
             raise FileNotFoundError(f"{unreachable}, and the model is not in the cache here.")
-        _check_files(find, config, weights)
+        _note_part(argument, source, _check_files(find, config, weights), subfolder)
         if weights is None:
-            return load(str(folder or source), **options)
+            return load(str(folder or name), **options)
         # Weights of another shape are then told by name, as missing ones are, and refused like them.
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, found = load(str(folder or source), **options)
+        model, found = load(str(folder or name), **options)
         check_keys(model, found)
         return model
     except Exception as error:  # the libraries raise many kinds, from OSError to httpx errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if "use_safetensors" in reason:  # the library's advice is to read pickles instead
             reason = "it has no safetensors weights, and pickles are not read here."
+            if local:
+                reason += f" If you trust them, convert them: {_conversion(load, Path(source) / (subfolder or ''))}"
+        if hub.is_gated(error):
+            reason = f"it is gated: accept its terms at {hub.address(name)} and log in with `hf auth login`."
         if local:
             raise ModelLoadError(
                 f"{argument}: cannot load {what}: {reason} Wanted a complete checkpoint "
@@ -106,22 +116,73 @@ def check_folder(source: str | os.PathLike[str], *, argument: str, subfolder: st
         )
 
 
-def _check_files(find: Callable[[str], Path | None], config: str, weights: str | None) -> None:
-    """Judge what can be judged before anything is built: sizes, and whether weights are safetensors."""
+def _check_files(find: Callable[[str], Path | None], config: str, weights: str | None) -> list[Path]:
+    """Judge what can be judged before anything is built: sizes, and whether weights are safetensors; what is read."""
     file = find(config)
+    read = [] if file is None else [file]
     sizes = {} if file is None else check_config_file(file)
     if weights is None:
-        return
+        return read
     whole = find(weights)
     index = None if whole is not None else find(f"{weights}.index.json")
     files = [] if whole is None else [whole]
     if index is not None:
         files = [index.with_name(name) for name in check_index(index)]
     if not files or not all(file.is_file() for file in files):
-        return  # the library says what it misses, or fetches it
+        return read + files  # the library says what it misses, or fetches it
     least, stored = least_parameters(sizes), sum(file.stat().st_size for file in files)
     if least > stored:  # every number takes a byte or more
         raise ValueError(f"{config} describes at least {least} numbers, but its weights are {stored} bytes in all.")
+    return read + files
+
+
+def _conversion(load: Any, folder: Path) -> str:
+    """The command that writes safetensors beside the pickles of a part."""
+    owner = getattr(load, "func", load).__self__
+    library = owner.__module__.partition(".")[0]
+    return (
+        f'python -c "from {library} import {owner.__name__} as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
+@dataclass(frozen=True)
+class LoadedPart:
+    """What was read of one part of a checkpoint.
+
+    Args:
+        argument: what the caller calls the checkpoint.
+        source: folder or model id.
+        revision: the commit of the hub that it is of; None for a folder.
+        files: the config and the weights, as paths within the checkpoint.
+    """
+
+    argument: str
+    source: str
+    revision: str | None
+    files: tuple[str, ...]
+
+
+_parts: ContextVar[list[LoadedPart] | None] = ContextVar("_parts", default=None)
+
+
+@contextmanager
+def recording_parts() -> Iterator[list[LoadedPart]]:
+    """Collect what is loaded within the block."""
+    parts: list[LoadedPart] = []
+    token = _parts.set(parts)
+    try:
+        yield parts
+    finally:
+        _parts.reset(token)
+
+
+def _note_part(argument: str, source: str | os.PathLike[str], files: list[Path], subfolder: str | None) -> None:
+    parts = _parts.get()
+    if parts is not None:
+        names = tuple(f"{subfolder}/{file.name}" if subfolder else file.name for file in files)
+        revision = next((hub.revision_of(file) for file in files), None)
+        parts.append(LoadedPart(argument, os.fspath(source), revision, names))
 
 
 def check_vocabulary(tokenizer: Any, text_config: Any, *, argument: str) -> None:
@@ -184,6 +245,30 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         if dtype in (candidate, str(candidate), str(candidate).removeprefix("torch.")):
             return candidate
     raise ValueError(refusal("dtype", "float32, float16 or bfloat16", repr(dtype)))
+
+
+def preset_dtype(device: str | torch.device | None) -> torch.dtype | None:
+    """What large models run in where nobody says: bfloat16 on CPUs that compute in it, else as :func:`choose_dtype`."""
+    chosen = choose_device(device)
+    return torch.bfloat16 if chosen.type == "cpu" and computes_bfloat16(cpu_capabilities()) else None
+
+
+def cpu_capabilities() -> Mapping[str, object]:
+    """What this processor has, by torch's names."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    has = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}  # torch before 2.12
+    return {name: getattr(torch.cpu, function, bool)() for name, function in has.items()}
+
+
+def computes_bfloat16(capabilities: Mapping[str, object]) -> bool:
+    """Whether a processor multiplies in bfloat16 by itself, which halves the time of a large model; others emulate it.
+
+    Example:
+        >>> computes_bfloat16({"avx2": True, "avx512_bf16": False}), computes_bfloat16({"amx_bf16": True})
+        (False, True)
+    """
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def freeze(model: Any, device: torch.device, dtype: torch.dtype) -> None:

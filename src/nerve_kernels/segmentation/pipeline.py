@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
-import nerve_kernels as nk
-from nerve_kernels.affinity import Affinity
-
 from .attention.affinity_building import AffinityBuilder
 from .attention.source import AttentionSource
-from .checkpoints.families import attention_family, text_image_family
+from .checkpoints.families import attention_family, load_models, text_image_family
 from .config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, check_backend, differing_field
 from .features import ImageFeatures
 from .finite import require_finite
 from .images import ImageLike, load_image
-from .loading import check_folder
+from .loading import LoadedPart, preset_dtype, recording_parts
 from .output.pixel_refinement import refine_pixels
 from .output.upsampling import best_labels
 from .phases import CLIP_IMAGE, CLIP_WORDS, DIFFUSION, PIXELS, READ, REFINE, SEEDS, WALK, phase
 from .presets import DEFAULT_PRESET, find_preset
 from .result import Segmentation
-from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity
+from .seeds import Seeds, label_similarity, resize_seeds, seeds_from_similarity, walk_seeds
 from .text_image.prompts import LabelSet, LabelsLike, parse_labels, refuse_a_single_label
 from .text_image.source import TextImageSource
 from .text_image.templates import resolve_templates
@@ -56,6 +52,7 @@ class NervePipeline:
         self.attention = attention
         self.text_image = text_image
         self.config = config or NerveConfig()
+        self.loaded: tuple[LoadedPart, ...] = ()  # what of checkpoints was read, where it was here
         self._check(self.config)
 
     @classmethod
@@ -64,6 +61,7 @@ class NervePipeline:
         *,
         diffusion: str | os.PathLike[str],
         clip: str | os.PathLike[str],
+        autoencoder: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         config: NerveConfig | None = None,
@@ -74,6 +72,8 @@ class NervePipeline:
             diffusion: folder or hub id of what attention comes from: a Stable Diffusion, FLUX or PixArt checkpoint,
                 or a vision transformer (DINOv2, DINOv3, ViT, DeiT).
             clip: folder or hub id of a CLIP checkpoint, or of SigLIP's or SigLIP 2's at a fixed resolution.
+            autoencoder: in place of the diffusion checkpoint's own VAE, another of the same latent, such as
+                ``"madebyollin/taesd"``. A hub id may have a revision behind it: ``"owner/name@commit"``.
             device: None: a GPU if there is one, else the CPU.
             dtype: None: float16 on a GPU, float32 elsewhere; or float32, float16, bfloat16.
             config: None: the defaults.
@@ -87,7 +87,7 @@ class NervePipeline:
             ValueError: a device or dtype that cannot be used.
         """
         families = attention_family(diffusion), text_image_family(clip)
-        return cls(**_load(families, (diffusion, clip), device, dtype), config=config)
+        return cls._loaded(families, (diffusion, clip), device, dtype, autoencoder, config)
 
     @classmethod
     def from_preset(
@@ -96,6 +96,7 @@ class NervePipeline:
         *,
         diffusion: str | os.PathLike[str] | None = None,
         clip: str | os.PathLike[str] | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         config: NerveConfig | None = None,
@@ -103,12 +104,13 @@ class NervePipeline:
         """Load a named pair of checkpoints with its settings.
 
         Args:
-            name: ``"embedded"``, ``"sd15-clip-b16"``, ``"sd15-clip-l14"``, ``"sdxl-clip-l14"`` or
-                ``"dinov2-clip-b16"``.
+            name: a key of ``presets.PRESETS``, such as ``"embedded"`` or ``"dinov2-clip-b16"``.
             diffusion: in place of the preset's checkpoint, another, as in :meth:`from_pretrained`.
             clip: likewise.
+            autoencoder: likewise; a preset's own one goes with its own checkpoint.
             device: as in :meth:`from_pretrained`.
-            dtype: as in :meth:`from_pretrained`.
+            dtype: as in :meth:`from_pretrained`; None is bfloat16 on a CPU that computes in it (AVX512_BF16, AMX),
+                but for the embedded models, whose quality was measured in float32.
             config: in place of the preset's settings.
 
         Returns:
@@ -121,28 +123,50 @@ class NervePipeline:
         family = preset.attention_family if diffusion is None else attention_family(diffusion)
         families = family, preset.text_image_family if clip is None else text_image_family(clip)
         sources = diffusion or preset.diffusion, clip or preset.clip
-        return cls(**_load(families, sources, device, dtype), config=config or preset.config)
+        if autoencoder is None and diffusion is None:
+            autoencoder = preset.autoencoder
+        if dtype is None and preset.bfloat16:
+            dtype = preset_dtype(device)
+        return cls._loaded(families, sources, device, dtype, autoencoder, config or preset.config)
 
-    def __call__(self, image: ImageLike, labels: LabelsLike, **overrides: Any) -> Segmentation:
-        """Segment one image.
+    @classmethod
+    def _loaded(cls, *what: Any) -> NervePipeline:
+        *models, config = what
+        with recording_parts() as parts:
+            made = cls(**load_models(*models), config=config)
+        made.loaded = tuple(parts)
+        return made
+
+    @overload
+    def __call__(self, image: ImageLike, labels: LabelsLike, **overrides: Any) -> Segmentation: ...
+
+    @overload
+    def __call__(self, image: list[ImageLike], labels: LabelsLike, **overrides: Any) -> list[Segmentation]: ...
+
+    def __call__(
+        self, image: ImageLike | list[ImageLike], labels: LabelsLike, **overrides: Any
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or several at once.
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W, 3).
+            image: a path, a PIL image, or a uint8 array (H, W, 3); or a list of such, which go through the models
+                together where they are of one size.
             labels: ``"cat, dog|puppy, grass"``, or a list of such labels; names joined by ``|``
                 are synonyms, of which the best match counts.
             overrides: fields of :class:`NerveConfig` for this call.
 
         Returns:
-            The segmentation at the image's resolution.
+            The segmentation at the image's resolution; for a list of images a list.
 
         Raises:
             ValueError, TypeError: labels, image or an override that cannot be used.
         """
         config = self.config.replace(**overrides)
         self._check_labels(labels, config)  # before the costly part
-        return self.segment(self.encode(image, config=config), labels, config=config)
+        if not isinstance(image, list):
+            return self.segment(self.encode(image, config=config), labels, config=config)
+        return [self.segment(one, labels, config=config) for one in self.encode_all(image, config=config)]
 
-    @torch.no_grad()
     def encode(self, image: ImageLike, *, config: NerveConfig | None = None) -> ImageFeatures:
         """The part that does not depend on the words: patch embeddings and the affinity.
 
@@ -153,20 +177,30 @@ class NervePipeline:
         Returns:
             Features for any number of calls of :meth:`segment`.
         """
+        return self.encode_all([image], config=config)[0]
+
+    @torch.no_grad()
+    def encode_all(self, images: Sequence[ImageLike], *, config: NerveConfig | None = None) -> list[ImageFeatures]:
+        """:meth:`encode` of several images; those of one size go through the models together."""
         config = config or self.config
         with phase(READ):
-            image = load_image(image)
+            loaded = [load_image(image) for image in images]
         self._check(config)  # before the costly part
         with phase(CLIP_IMAGE):
-            (patches,) = self.text_image.embed_images([image], config)
+            patches = self.text_image.embed_images(loaded, config)
         if not config.walk:
-            return ImageFeatures(image, patches, config, made_by=self.text_image)
+            return [
+                ImageFeatures(image, seen, config, made_by=self.text_image)
+                for image, seen in zip(loaded, patches, strict=True)
+            ]
         with phase(DIFFUSION):
-            (layers,) = self.attention([image], config)
-        builder = AffinityBuilder(layers)
-        features = ImageFeatures(image, patches, config, builder, builder.grid, self.text_image)
-        features.affinity(config)
-        return features
+            captured = self.attention(loaded, config)
+        found = []
+        for image, seen, layers in zip(loaded, patches, captured, strict=True):
+            builder = AffinityBuilder(layers)
+            found.append(ImageFeatures(image, seen, config, builder, builder.grid, self.text_image))
+            found[-1].affinity(config)
+        return found
 
     @torch.no_grad()
     def segment(
@@ -218,7 +252,7 @@ class NervePipeline:
             probabilities = resize_seeds(probabilities, grid, features.grid)
             grid = features.grid
             with phase(WALK):
-                probabilities = require_finite(_walk(probabilities, affinity, config), WALK)
+                probabilities = require_finite(walk_seeds(probabilities, affinity, config), WALK)
         planes = probabilities.T.reshape(-1, *grid)
         image, background = features.image, seeds.labels.background
         if config.refine_pixels is not None:
@@ -261,34 +295,3 @@ class NervePipeline:
                 f"config: {name} is {getattr(config, name)!r}, but the features were encoded with "
                 f"{getattr(features.config, name)!r}; encode the image again with this config"
             )
-
-
-def _load(
-    families: Sequence[str],
-    sources: Sequence[str | os.PathLike[str]],
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-) -> dict[str, Any]:
-    """Both models, as the pipeline takes them.
-
-    A family of models is imported when it is used, for it has libraries of its own, and after both folders were seen
-    to be there: that takes seconds.
-    """
-    for argument, source in zip(("diffusion", "clip"), sources, strict=True):
-        check_folder(source, argument=argument)
-    models = []
-    for family, source in zip(families, sources, strict=True):
-        module, _, name = family.partition(":")
-        loader = getattr(importlib.import_module(module), name)
-        models.append(loader.from_pretrained(source, device=device, dtype=dtype))
-    return dict(zip(("attention", "text_image"), models, strict=True))
-
-
-def _walk(seeds: torch.Tensor, affinity: Affinity, config: NerveConfig) -> torch.Tensor:
-    if config.limit_walk:
-        limit = nk.random_walk_limit(seeds, affinity, alpha=config.alpha, backend=config.backend)
-        assert isinstance(limit, torch.Tensor)  # a tuple only where the bound is asked for
-        return limit
-    return nk.random_walk(
-        seeds, affinity, alpha=config.alpha, steps=config.steps, tol=config.tolerance, backend=config.backend
-    )

@@ -1,4 +1,4 @@
-"""Which patch is which label, as CLIP sees it: the seeds G of the walk."""
+"""Which patch is which label, as CLIP sees it: the seeds G of the walk, and the walk that they start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
+import nerve_kernels as nk
 from nerve_kernels._operators.checks import check_choice, check_number, check_tensor, refusal, shape_of
+from nerve_kernels.affinity import Affinity
 
+from .config import NerveConfig
 from .config_fields import SEED_MODES
 from .text_image.prompts import LabelSet
 
@@ -131,3 +134,14 @@ def resize_seeds(seeds: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int
     resized = functional.interpolate(planes, size=new_grid, mode="bilinear", align_corners=False)
     rows = resized[0].flatten(1).T
     return rows / rows.sum(dim=1, keepdim=True)
+
+
+def walk_seeds(seeds: torch.Tensor, affinity: Affinity, config: NerveConfig) -> torch.Tensor:
+    """The walk over an affinity as a config says: so many steps, to a tolerance, or its limit."""
+    if config.limit_walk:
+        limit = nk.random_walk_limit(seeds, affinity, alpha=config.alpha, backend=config.backend)
+        assert isinstance(limit, torch.Tensor)  # a tuple only where the bound is asked for
+        return limit
+    return nk.random_walk(
+        seeds, affinity, alpha=config.alpha, steps=config.steps, tol=config.tolerance, backend=config.backend
+    )

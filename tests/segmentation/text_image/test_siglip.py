@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from tests.segmentation.tiny_checkpoints import make_siglip
+from tests.segmentation.tiny_checkpoints import copy_with_config, make_siglip
 
 from nerve_kernels.segmentation import NerveConfig, NervePipeline
 from nerve_kernels.segmentation.checkpoints.families import text_image_family
@@ -69,3 +69,9 @@ def test_whole_images_and_windows_have_the_grid_of_patches(siglip):
     image = Image.new("RGB", (96, 64))
     found = siglip.embed_images([image], NerveConfig(clip_size=None, clip_window=None))[0]
     assert found.grid == (4, 6)
+
+
+def test_images_and_words_of_different_widths_are_refused(folder, tmp_path):
+    narrow = copy_with_config(folder, tmp_path / "narrow", "config.json", text_config__projection_size=24)
+    with pytest.raises(ModelLoadError, match="expected images and words of one width, got 32 and 24"):
+        DenseSiglip.from_pretrained(narrow, device="cpu")

@@ -73,6 +73,7 @@ class DiffusionFeatures(LatentAttention):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
     ) -> DiffusionFeatures:
         """Load UNet, VAE, noise schedule and text encoder; the text encoder is let go again.
 
@@ -80,6 +81,8 @@ class DiffusionFeatures(LatentAttention):
             source: a folder in the hub's Stable Diffusion format (1.x, 2.x or XL), or a model id of the hub.
             device: None: a GPU if there is one.
             dtype: None: float16 on a GPU, else float32.
+            autoencoder: in place of the checkpoint's own VAE a folder or model id of another one of the same latent,
+                such as ``madebyollin/taesd``.
 
         Returns:
             The extractor.
@@ -88,7 +91,7 @@ class DiffusionFeatures(LatentAttention):
             MissingExtraError: diffusers or transformers is not installed.
             ModelLoadError: incomplete folder, unknown id, or no connection.
         """
-        return cls(**load_stable_diffusion(source, device, dtype))
+        return cls(**load_stable_diffusion(source, device, dtype, autoencoder))
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on beside its weights."""

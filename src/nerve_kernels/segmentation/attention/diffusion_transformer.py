@@ -77,6 +77,7 @@ class DiffusionTransformerFeatures(LatentAttention):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
     ) -> DiffusionTransformerFeatures:
         """Load transformer, VAE, scheduler and text encoders; the text encoders are let go again.
 
@@ -85,6 +86,8 @@ class DiffusionTransformerFeatures(LatentAttention):
                 ``empty_prompt.safetensors``, of :func:`save_empty_prompt`, its text encoders need not be there.
             device: None: a GPU if there is one.
             dtype: None: bfloat16 on a GPU, else float32.
+            autoencoder: in place of the checkpoint's own VAE a folder or model id of another one of the same latent,
+                such as ``madebyollin/taesd``.
 
         Returns:
             The extractor.
@@ -93,7 +96,7 @@ class DiffusionTransformerFeatures(LatentAttention):
             MissingExtraError: diffusers or transformers is not installed.
             ModelLoadError: incomplete folder, unknown id, or no connection.
         """
-        return cls(**load_diffusion_transformer(source, device, dtype))
+        return cls(**load_diffusion_transformer(source, device, dtype, autoencoder))
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on beside its weights."""

@@ -29,7 +29,6 @@ class Family:
         pooled: whether it takes a pooled answer.
         packing: the side of the squares of the latent that are packed into a token beforehand; 0: it has patches of its
             own.
-        vae: the class of its autoencoder.
         flow: whether it was trained by flow matching.
     """
 
@@ -38,7 +37,6 @@ class Family:
     embed_prompt: Callable[[TextEncoders, Any], Prompt] | None
     pooled: bool = False
     packing: int = 0
-    vae: str = "AutoencoderKL"
     flow: bool = True
 
 
@@ -117,7 +115,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _stable_diffusion_3, "joint_attention_dim", _prompt_of_stable_diffusion_3, pooled=True
         ),
         "FluxTransformer2DModel": Family(_flux, "joint_attention_dim", _prompt_of_flux, pooled=True, packing=2),
-        "Flux2Transformer2DModel": Family(_flux_2, "joint_attention_dim", None, packing=1, vae="AutoencoderKLFlux2"),
+        "Flux2Transformer2DModel": Family(_flux_2, "joint_attention_dim", None, packing=1),
         "PixArtTransformer2DModel": Family(_pixart, "caption_channels", _prompt_of_pixart, flow=False),
     }
 )

@@ -20,7 +20,10 @@ from .text_encoders import SAVED_PROMPT, TextEncoders, load_saved_prompt, requir
 
 
 def load_diffusion_transformer(
-    source: str | os.PathLike[str], device: str | torch.device | None, dtype: str | torch.dtype | None
+    source: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    autoencoder: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Load transformer, VAE and scheduler, and the answer to the empty prompt.
 
@@ -28,6 +31,7 @@ def load_diffusion_transformer(
         source: a folder in the hub's format, or a model id of the hub.
         device: None: a GPU if there is one.
         dtype: None: bfloat16 on a GPU, for float16 overflows in FLUX; else float32.
+        autoencoder: None: the checkpoint's own VAE.
 
     Returns:
         The arguments of :class:`~.diffusion_transformer.DiffusionTransformerFeatures`, by name.
@@ -57,7 +61,7 @@ def load_diffusion_transformer(
         scheduler = load_diffusion_noise(source)
     return {
         "transformer": transformer,
-        "vae": load_vae(family.vae, source, device, dtype),
+        "vae": load_vae(source, device, dtype, autoencoder),
         "scheduler": scheduler,
         "empty_prompt": prompt[0],
         "pooled_prompt": prompt[1],

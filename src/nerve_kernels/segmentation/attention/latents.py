@@ -108,6 +108,11 @@ class LatentAttention(ModelAttention):
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scaled means of the latents of images (B, 3, height, width) in [0, 1]."""
+        # One after the other on a CPU, whose caches hold the convolutions of one image and not of several.
+        at_once = 1 if self.vae.device.type == "cpu" else len(pixels)
+        return torch.cat([self._encode(some) for some in pixels.split(at_once)])
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         found = self.vae.encode((pixels * 2 - 1).to(self.vae.device, self.vae.dtype))
         mean = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents  # of AutoencoderTiny
         if self._side_of_patches > 1:  # FLUX.2: its latent's 2 x 2 places, each scaled by what training saw

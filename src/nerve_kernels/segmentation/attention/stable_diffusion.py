@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 
+from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, choose_dtype, freeze, load_part
 
 from .text_encoders import TextEncoders, require_finite_prompt
 
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
 DIFFUSERS_FILES = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
 
 
 def load_stable_diffusion(
-    source: str | os.PathLike[str], device: str | torch.device | None, dtype: str | torch.dtype | None
+    source: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    autoencoder: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Load UNet, VAE, noise schedule and text encoders, of which the answer to the empty prompt is kept.
 
@@ -28,6 +33,7 @@ def load_stable_diffusion(
         source: A folder in the hub's Stable Diffusion format, or a model id of the hub.
         device: None: a GPU if there is one.
         dtype: None: float16 on a GPU, else float32.
+        autoencoder: None: the checkpoint's own VAE.
 
     Returns:
         The arguments of :class:`~.diffusion.DiffusionFeatures`, by name.
@@ -49,7 +55,7 @@ def load_stable_diffusion(
         torch_dtype=dtype,
         **DIFFUSERS_FILES,
     )
-    vae = load_vae("AutoencoderKL", source, device, dtype)
+    vae = load_vae(source, device, dtype, autoencoder)
     scheduler = load_diffusion_noise(source)
     freeze(unet, device, dtype)
     encoders = TextEncoders(source, device, dtype)
@@ -70,21 +76,34 @@ def load_stable_diffusion(
     }
 
 
-def load_vae(name: str, source: str | os.PathLike[str], device: torch.device, dtype: torch.dtype) -> Any:
-    """The autoencoder of a checkpoint.
+def load_vae(
+    source: str | os.PathLike[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    autoencoder: str | os.PathLike[str] | None,
+) -> Any:
+    """The autoencoder of a checkpoint, or another in its place; only its encoder is ever run.
 
     Args:
-        name: of its class in diffusers.
         source: as above.
         device: where it runs.
         dtype: what the model beside it runs in; in place of float16, which Stable Diffusion 1.x's VAE overflows, it
             gets float32, for it runs only once an image.
+        autoencoder: None, or a folder or model id of another one with the same latent, such as an ``AutoencoderTiny``.
     """
     import diffusers
 
     dtype = torch.float32 if dtype == torch.float16 else dtype
+    place: dict[str, Any] = {"argument": "diffusion", "subfolder": "vae"}
+    if autoencoder is not None:
+        source, place = autoencoder, {"argument": "autoencoder"}
+    config = load_part(diffusers.AutoencoderKL.load_config, source, config=DIFFUSERS_FILES["config"], **place)
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in AUTOENCODERS:
+        wanted = f"_class_name one of {', '.join(AUTOENCODERS)}"
+        raise ModelLoadError(f"{place['argument']}: {refusal(f'config.json of {source}', wanted, name)}")
     load: Callable[..., Any] = getattr(diffusers, name).from_pretrained
-    vae = load_part(load, source, argument="diffusion", subfolder="vae", torch_dtype=dtype, **DIFFUSERS_FILES)
+    vae = load_part(load, source, torch_dtype=dtype, **DIFFUSERS_FILES, **place)
     freeze(vae, device, dtype)
     return vae
 

@@ -1,13 +1,18 @@
-"""Which family of models a checkpoint is of, from what its own files say."""
+"""Which family of models a checkpoint is of, from what its own files say; and loading it as such."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nerve_kernels.segmentation.loading import is_local
+import torch
+
+from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.loading import check_folder, is_local
 from nerve_kernels.segmentation.presets import (
     CLIP,
     DIFFUSION_TRANSFORMER,
@@ -35,6 +40,33 @@ def attention_family(source: str | os.PathLike[str]) -> str:
 def text_image_family(source: str | os.PathLike[str]) -> str:
     """Where the class is that loads a checkpoint for its patches and words; what is not SigLIP is taken for CLIP."""
     return SIGLIP if _model_type(source) == "siglip" else CLIP
+
+
+def load_models(
+    families: Sequence[str],
+    sources: Sequence[str | os.PathLike[str]],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    autoencoder: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Both models, as the pipeline takes them.
+
+    A family of models is imported when it is used, for it has libraries of its own, and after the folders were seen
+    to be there: that takes seconds.
+    """
+    given = {"diffusion": sources[0], "clip": sources[1], "autoencoder": autoencoder}
+    for argument, source in given.items():
+        if source is not None:
+            check_folder(source, argument=argument)
+    options: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
+    if options and families[0] not in (STABLE_DIFFUSION, DIFFUSION_TRANSFORMER):
+        raise ValueError(refusal("autoencoder", "none, for this source of attention has no latent", repr(autoencoder)))
+    models: list[Any] = []
+    for family, source, more in zip(families, sources, (options, {}), strict=True):
+        module, _, name = family.partition(":")
+        loader = getattr(importlib.import_module(module), name)
+        models.append(loader.from_pretrained(source, device=device, dtype=dtype, **more))
+    return dict(zip(("attention", "text_image"), models, strict=True))
 
 
 def _model_type(source: str | os.PathLike[str]) -> str | None:

@@ -34,8 +34,9 @@ def find_file(model_id: str, name: str, *, subfolder: str | None) -> Path | None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    model_id, revision = split_revision(model_id)
     try:
-        return Path(hf_hub_download(model_id, name, subfolder=subfolder))
+        return Path(hf_hub_download(model_id, name, subfolder=subfolder, revision=revision))
     except EntryNotFoundError:
         return None
 
@@ -45,12 +46,56 @@ def cached_folder(model_id: str) -> Path | None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
+    model_id, revision = split_revision(model_id)
     model = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model_id, repo_type="model")
+    commit = revision or "main"
     try:
-        folder = model / "snapshots" / (model / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
+        commit = (model / "refs" / commit).read_text().strip()
+    except OSError:  # not the name of a branch or tag: a commit itself, or unknown
+        if revision is None:
+            return None
+    folder = model / "snapshots" / commit
     return folder if folder.is_dir() else None
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A model id and the revision behind its @, which is a commit, a branch or a tag.
+
+    Example:
+        >>> split_revision("facebook/dinov2-base@f9e44c814b77"), split_revision("facebook/dinov2-base")
+        (('facebook/dinov2-base', 'f9e44c814b77'), ('facebook/dinov2-base', None))
+    """
+    model_id, _, revision = source.partition("@")
+    return model_id, revision or None
+
+
+def revision_of(file: Path) -> str | None:
+    """The commit that a file in the hub's cache is of; None for any other file.
+
+    Example:
+        >>> revision_of(Path("hub/models--a--b/snapshots/c0ffee/unet/config.json")), revision_of(Path("b/config.json"))
+        ('c0ffee', None)
+    """
+    parts = file.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None
+
+
+def address(model_id: str) -> str:
+    """Where a model's card is."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{model_id}"
+
+
+def is_gated(error: BaseException | None) -> bool:
+    """Whether an error says that a model's terms have to be accepted first; the libraries wrap it."""
+    from huggingface_hub.errors import GatedRepoError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _answers(endpoint: str) -> bool:

@@ -17,7 +17,7 @@ from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
 from nerve_kernels.segmentation.config import NerveConfig
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.finite import require_finite
-from nerve_kernels.segmentation.images import size_for_model, to_tensor
+from nerve_kernels.segmentation.images import places_by_size, size_for_model, to_tensor
 from nerve_kernels.segmentation.loading import (
     ModelLoadError,
     check_vocabulary,
@@ -188,21 +188,24 @@ class DenseClip:
         return size_for_model(size, short_side or self.native_size, self.patch_size)
 
     def embed_images(self, images: Sequence[Image.Image], config: NerveConfig) -> list[PatchEmbeddings]:
-        """An embedding for each patch of each image, as the config says; see :meth:`embed_image`."""
-        return [
-            self.embed_image(
-                image,
-                short_side=config.clip_size,
+        """An embedding for each patch of each image, as the config says; see :meth:`embed_image`.
+
+        Images of one size go through the model together.
+        """
+        sizes = [self.image_size((image.height, image.width), config.clip_size) for image in images]
+        found: dict[int, PatchEmbeddings] = {}
+        for size, places in places_by_size(sizes).items():
+            embedded = self._embed_pixels(
+                torch.cat([to_tensor(images[place], size) for place in places]),
                 window=config.clip_window,
                 stride=config.clip_stride,
                 features=config.dense_features,
                 residual=config.clip_residual,
                 feed_forward=config.clip_feed_forward,
             )
-            for image in images
-        ]
+            found |= zip(places, embedded, strict=True)
+        return [found[place] for place in range(len(images))]
 
-    @torch.no_grad()
     def embed_image(
         self,
         image: Image.Image,
@@ -232,35 +235,37 @@ class DenseClip:
         Raises:
             ValueError: window or stride that are no multiples of the patch.
         """
-        patch = self.patch_size
-        height, width = self.image_size((image.height, image.width), short_side)
+        pixels = to_tensor(image, self.image_size((image.height, image.width), short_side))
+        reading: dict[str, Any] = {"features": features, "residual": residual, "feed_forward": feed_forward}
+        return self._embed_pixels(pixels, window=window, stride=stride, **reading)[0]
+
+    @torch.no_grad()
+    def _embed_pixels(
+        self, pixels: torch.Tensor, *, window: int | None, stride: int, **reading: Any
+    ) -> list[PatchEmbeddings]:
+        """:meth:`embed_image` for images (B, 3, height, width) in [0, 1], whose sides are multiples of the patch."""
+        patch, (height, width) = self.patch_size, pixels.shape[-2:]
         if window is not None:
             self._check_windows(window, stride)
-        pixels = (to_tensor(image, (height, width)) - self._mean) / self._std
+        pixels = (pixels - self._mean) / self._std
         view_height, view_width = (min(window or side, side) for side in (height, width))
         corners = [
-            (top, left)
+            (image, top, left)
+            for image in range(len(pixels))
             for top in window_starts(height, view_height, stride)
             for left in window_starts(width, view_width, stride)
         ]
-        average: OverlapAverage | None = None
+        averages: list[OverlapAverage] = []
         for first in range(0, len(corners), WINDOWS_AT_ONCE):
             some = corners[first : first + WINDOWS_AT_ONCE]
-            views = torch.cat([pixels[..., y : y + view_height, x : x + view_width] for y, x in some])
-            seen = dense_embeddings(
-                self.model,
-                views.to(self.device),
-                features=features,
-                residual=residual,
-                feed_forward=feed_forward,
-            )
-            if average is None:
-                average = OverlapAverage(height // patch, width // patch, seen.shape[-1], self.device)
-            for (top, left), one in zip(some, seen, strict=True):
-                average.add(one, top // patch, left // patch)
-        assert average is not None  # there is always at least one window
-        values = require_finite(average.mean(), CLIP_IMAGE)
-        return PatchEmbeddings(values.flatten(0, 1), (values.shape[0], values.shape[1]))
+            views = torch.stack([pixels[image, :, y : y + view_height, x : x + view_width] for image, y, x in some])
+            seen = dense_embeddings(self.model, views.to(self.device), **reading)
+            for (image, top, left), one in zip(some, seen, strict=True):
+                if image == len(averages):
+                    averages.append(OverlapAverage(height // patch, width // patch, seen.shape[-1], self.device))
+                averages[image].add(one, top // patch, left // patch)
+        means = [require_finite(average.mean(), CLIP_IMAGE) for average in averages]
+        return [PatchEmbeddings(mean.flatten(0, 1), (mean.shape[0], mean.shape[1])) for mean in means]
 
     @torch.no_grad()
     def embed_names(self, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:

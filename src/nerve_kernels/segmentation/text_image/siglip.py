@@ -54,6 +54,10 @@ class DenseSiglip(DenseClip):
         settings = load_part(AutoConfig.from_pretrained, source, argument="clip", config="config.json")
         if settings.model_type != "siglip":
             raise ModelLoadError(f"clip: {refusal('config.json', 'model_type siglip', settings.model_type)}")
+        widths = settings.vision_config.hidden_size, settings.text_config.projection_size
+        if widths[0] != widths[1]:
+            said = refusal("config.json", "images and words of one width", f"{widths[0]} and {widths[1]}")
+            raise ModelLoadError(f"clip: {said}")
         model = load_part(
             SiglipModel.from_pretrained, source, argument="clip", config="config.json", weights="model.safetensors"
         )
