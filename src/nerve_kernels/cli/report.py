@@ -62,14 +62,18 @@ class Report:
 
     def loaded(self, parts: Sequence[LoadedPart]) -> None:
         """Which files of which checkpoints were read, where an explanation is asked for."""
+        by_source: dict[tuple[str, str, str | None], dict[str, None]] = {}
+        for part in parts:
+            files = by_source.setdefault((part.argument, part.source, part.revision), {})
+            files.update(dict.fromkeys(part.files))
         self._checkpoints = [
-            {"argument": part.argument, "source": part.source, "revision": part.revision, "files": list(part.files)}
-            for part in parts
+            {"argument": argument, "source": source, "revision": revision, "files": list(files)}
+            for (argument, source, revision), files in by_source.items()
         ]
         if self._explain and not self._quiet:
-            for part in parts:
-                revision = "" if part.revision is None else f" (revision {part.revision})"
-                self._say(plain_line(f"{part.argument}: {part.source}{revision}: {', '.join(part.files)}"))
+            for one in self._checkpoints:
+                revision = "" if one["revision"] is None else f" (revision {one['revision']})"
+                self._say(plain_line(f"{one['argument']}: {one['source']}{revision}: {', '.join(one['files'])}"))
 
     def note(self, message: str) -> None:
         """One line about what is done otherwise than asked for."""

@@ -80,7 +80,9 @@ def make_page(options: argparse.Namespace) -> Page:
     config = NerveConfig() if own else preset.config
 
     def load() -> NervePipeline:
-        return load_pipeline(options.preset, options.diffusion, options.clip, options.device, options.dtype, config)
+        return load_pipeline(
+            options.preset, options.diffusion, options.clip, None, options.device, options.dtype, config
+        )
 
     workbench = Workbench(load)
     workbench.start_loading()

@@ -18,6 +18,8 @@ from .checkpoints import hub
 from .checkpoints.configs import check_config_file, least_parameters
 from .checkpoints.weights import check_index, check_keys
 
+NO_PICKLES = "it has no safetensors weights, and pickles are not read here."
+
 
 class ModelLoadError(OSError):
     """A checkpoint is neither a complete folder here nor reachable on the hub."""
@@ -73,7 +75,12 @@ def load_part(
     try:
         if unreachable and folder is None:
             raise FileNotFoundError(f"{unreachable}, and the model is not in the cache here.")
-        _note_part(argument, source, _check_files(find, config, weights), subfolder)
+        read = _check_files(find, config, weights)
+        _note_part(argument, source, read, subfolder)
+        if weights is not None and local and not any(file.suffix == ".safetensors" for file in read):
+            part = Path(source).expanduser() / (subfolder or "")
+            if any(part.glob("*.bin")):
+                raise ValueError(f"{NO_PICKLES} If you trust them, convert them: {_conversion(load, part)}")
         if weights is None:
             return load(str(folder or name), **options)
         # Weights of another shape are then told by name, as missing ones are, and refused like them.
@@ -84,9 +91,7 @@ def load_part(
     except Exception as error:  # the libraries raise many kinds, from OSError to httpx errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if "use_safetensors" in reason:  # the library's advice is to read pickles instead
-            reason = "it has no safetensors weights, and pickles are not read here."
-            if local:
-                reason += f" If you trust them, convert them: {_conversion(load, Path(source) / (subfolder or ''))}"
+            reason = NO_PICKLES
         if hub.is_gated(error):
             reason = f"it is gated: accept its terms at {hub.address(name)} and log in with `hf auth login`."
         if local:
