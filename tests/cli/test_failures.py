@@ -247,15 +247,17 @@ def test_an_interrupt_between_images_leaves_whole_files(warm_python, models, tmp
 
 
 SLOW_WRITE = """
-import os, pathlib, signal
+import os, pathlib, time
+real = pathlib.Path.replace
 def replace(self, target):
     print("writing", flush=True)
-    signal.sigtimedwait([], 60)
+    time.sleep(1)
+    return real(self, target)
 pathlib.Path.replace = replace
 """
 
 
-def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(warm_python, models, images, tmp_path):
+def test_an_interrupt_in_the_middle_of_a_write_waits_for_the_files_of_that_image(warm_python, models, images, tmp_path):
     arguments = [images, "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
     process = warm_python.start(script(SLOW_WRITE), arguments)
     assert process.stdout is not None
@@ -265,6 +267,18 @@ def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_of_it(warm_python,
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert err.strip() == "nerve-segment: interrupted; the files written so far are whole"
+    assert written(tmp_path / "out") == ["tall.json", "tall_labels.png", "tall_overlay.png"]
+    assert_whole(tmp_path / "out")
+
+
+def test_an_interrupt_in_the_middle_of_the_only_write_leaves_nothing_of_it(warm_python, models, images, tmp_path):
+    arguments = [images / "wide.png", "-l", "cat, dog", "-q", "-o", tmp_path / "out", *models]
+    process = warm_python.start(script(SLOW_WRITE.replace("sleep(1)", "sleep(60)")), arguments)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
     assert written(tmp_path / "out") == []
 
 

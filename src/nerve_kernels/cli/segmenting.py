@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -78,7 +78,9 @@ def segment_all(
     """Segment images, `batch` at once; what cannot be is reported, in their order, and the others are written."""
     with report.progress() as progress:
         task = progress.add_task("segmenting", total=len(images))
-        work = _Work(pipeline, formats, annotations, side_by_side, batch, report)
+        # Nothing goes on beside a single image, and a thread takes memory.
+        pools = (_Here(), _Here()) if len(images) == 1 else (ThreadPoolExecutor(READERS), ThreadPoolExecutor(1))
+        work = _Work(pipeline, formats, annotations, side_by_side, batch, report, pools)
         try:
             for number, outcome in enumerate(work.outcomes(images), start=1):
                 if not work.settle(outcome):
@@ -90,6 +92,16 @@ def segment_all(
             work.stop()
 
 
+class _Here(Executor):
+    """Does what it is given at once, in the thread that gives it."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        """A future that is done; what is raised is raised here."""
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
 class _Work:
     def __init__(
         self,
@@ -99,16 +111,16 @@ class _Work:
         side_by_side: bool,
         batch: int,
         report: Report,
+        pools: tuple[Executor, Executor],
     ) -> None:
         self._pipeline, self._formats, self._annotations = pipeline, formats, annotations
         self._side_by_side, self._batch, self._report = side_by_side, batch, report
         self._models = f"torch on {pipeline.text_image.device}, {str(pipeline.text_image.dtype).removeprefix('torch.')}"
-        self._readers = ThreadPoolExecutor(READERS, "read")
-        self._writer = ThreadPoolExecutor(1, "write")
+        self._readers, self._writer = pools
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Wait for what is being read and written, and begin nothing more."""
+        """Wait for what is being read and written, an image at most, and begin nothing more."""
         self._stopped.set()
         for pool in (self._readers, self._writer):
             pool.shutdown(cancel_futures=True)
