@@ -218,6 +218,13 @@ def test_nodes_without_a_common_folder_count_each_image_once(pipeline, tmp_path)
     assert (found.resumed, computed, found.images) == (2, [1], 3)
 
 
+def test_what_is_summed_over_processes_stays_as_it_was(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda shared, op: shared.mul_(2))  # in place, as it is
+    counts = torch.tensor([1, 5])
+    assert Processes(count=2).total(counts).tolist() == [2, 10]
+    assert counts.tolist() == [1, 5]
+
+
 def test_vocabulary_and_variants_are_checked(pipeline):
     with pytest.raises(ValueError, match="vocabulary: expected 'dataset' or 'image', got 'own'"):
         scorer_of(pipeline, vocabulary="own")
