@@ -85,7 +85,14 @@ A_PASS_EACH = Operation(
         NAIVE,
         compiled_peer(compiled.affinities, sizes.SD15_32),
     ),
-    sizes=(sizes.SD15_64, sizes.SD15_32, sizes.SDXL_64, sizes.SD15_16_BATCH_32),
+    sizes=(
+        sizes.SD15_64,
+        sizes.SD15_32,
+        sizes.SD15_64_88,
+        sizes.SDXL_64,
+        sizes.TWENTY_HEADS_64,
+        sizes.SD15_16_BATCH_32,
+    ),
     quick=(sizes.SD15_32,),
 )
 
