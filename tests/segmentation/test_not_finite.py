@@ -47,7 +47,7 @@ def test_numbers_that_are_none_are_an_error_that_names_the_phase(
 
 
 def test_a_walk_that_leaves_the_numbers_is_an_error(pipeline, wide_image, monkeypatch):
-    monkeypatch.setattr("nerve_kernels.segmentation.pipeline._walk", lambda seeds, *others: seeds / 0 * 0)
+    monkeypatch.setattr("nerve_kernels.segmentation.pipeline.walk_seeds", lambda seeds, *others: seeds / 0 * 0)
     with pytest.raises(NotFiniteError, match=r"^random walk: "):
         pipeline(wide_image, "cat, dog")
 
