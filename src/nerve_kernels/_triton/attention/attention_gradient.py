@@ -209,11 +209,11 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
     """Tokens of the owner's and of the other side, warps and pipeline stages; places to gather from take registers."""
     size = q.shape[3]
     if not is_low_precision(q):
-        return 32 if size <= 80 else 64, 32, 8, 1
-    if torch.version.hip is not None or size > 80:
+        return 32 if size <= 80 or gathers else 64, 32, 8, 1
+    if torch.version.hip is not None:
         return 64, 32, 4, 2
     if not gathers:
-        return 64, 64, 4, 2
+        return 64, 64 if size <= 80 else 32, 4, 2
     return 64, 32, 4 if size <= 64 else 8, 2
 
 
