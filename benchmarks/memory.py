@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nerve_kernels.segmentation.peak_memory import PeakMemory, can_measure
+from nerve_kernels._peak_memory import PeakMemory, can_measure
 
 __all__ = ["available_bytes", "can_measure", "peak_extra_bytes"]
 

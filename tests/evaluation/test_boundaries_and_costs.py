@@ -11,11 +11,11 @@ import torch
 from scipy.ndimage import binary_erosion
 from tests.evaluation.small_datasets import Few
 
+from nerve_kernels._peak_memory import PeakMemory, can_measure, highest_resident_bytes
 from nerve_kernels.evaluation.metrics import boundary_iou, boundary_matrix
 from nerve_kernels.evaluation.report import write_report
 from nerve_kernels.evaluation.runner import evaluate
 from nerve_kernels.evaluation.scorer import MEASURED_IMAGES, Cost, Scorer
-from nerve_kernels.segmentation.peak_memory import PeakMemory, can_measure, highest_resident_bytes
 from nerve_kernels.segmentation.phases import phase, recording_phases
 
 MEBIBYTE = 2**20

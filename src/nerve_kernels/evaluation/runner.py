@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nerve_kernels._operators.checks import refusal
+from nerve_kernels._peak_memory import highest_resident_bytes
 from nerve_kernels.segmentation.finite import NotFiniteError
-from nerve_kernels.segmentation.peak_memory import highest_resident_bytes
 
 from .file_states import FileState
 from .finished import Finished

@@ -13,10 +13,10 @@ import torch
 
 import nerve_kernels as nk
 from nerve_kernels._operators.checks import check_choice, refusal
+from nerve_kernels._peak_memory import can_measure
 from nerve_kernels.segmentation.checkpoints.fingerprints import digest_of_weights
 from nerve_kernels.segmentation.config import CLIP_FIELDS, DIFFUSION_FIELDS, NerveConfig, differing_field
 from nerve_kernels.segmentation.features import ImageFeatures
-from nerve_kernels.segmentation.peak_memory import can_measure
 from nerve_kernels.segmentation.phases import PIXELS, REFINE, WALK, recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.text_image.prompts import DEFAULT_BACKGROUND_WORDS, parse_labels

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from nerve_kernels._operators import dispatch
-
-from .peak_memory import PeakMemory
+from nerve_kernels._peak_memory import PeakMemory
 
 READ = "read the image"
 CLIP_IMAGE = "CLIP, image"
