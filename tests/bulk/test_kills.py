@@ -15,7 +15,8 @@ psutil = pytest.importorskip("psutil")
 
 def ray_starts() -> bool:
     """Whether Ray runs a task here at all, without anything of this package: some sandboxes leave it no sockets."""
-    program = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False); ray.get(ray.remote(lambda: 1).remote())"
+    start = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False)"
+    program = f"{start}; ray.get(ray.remote(lambda: 1).remote())"
     try:
         return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300).returncode == 0
     except subprocess.TimeoutExpired:
