@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    HeadSplit,
+    Launch,
+    compute_capability,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+)
 
 from .tiles import LOG2_E, load_columns, tile_scores
 
@@ -209,7 +216,10 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
     """Tokens of the owner's and of the other side, warps and pipeline stages; places to gather from take registers."""
     size = q.shape[3]
     if not is_low_precision(q):
-        return 32 if size <= 80 or gathers else 64, 32, 8, 1
+        if size <= 80 or not gathers:
+            return 32 if size <= 80 else 64, 32, 8, 1
+        # without a spill on any target
+        return {8: (32, 16, 8, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(compute_capability(q), (32, 32, 8, 1))
     if torch.version.hip is not None:
         return 64, 32, 4, 2
     if not gathers:
