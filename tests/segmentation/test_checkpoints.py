@@ -255,6 +255,12 @@ def test_a_number_that_is_none_is_refused_when_it_is_read(load, file, field, val
         load(copy_with_config, file, **{field: value})
 
 
+@pytest.mark.parametrize("betas", [0, 0.5, [], [0.1], [[0.1]]])
+def test_betas_that_are_no_schedule_are_refused(load, betas):
+    with pytest.raises(ModelLoadError, match=r"diffusion: .*(levels of shape|trained_betas)"):
+        load(copy_with_config, "scheduler/scheduler_config.json", trained_betas=betas)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"a": ' + " " * MAX_FILE_BYTES + "1}"])
 def test_a_config_that_is_no_object_of_a_sensible_size_is_refused(clip_folder, load, content):
     def copy(checkpoint, target, file):

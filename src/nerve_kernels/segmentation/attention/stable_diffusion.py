@@ -126,10 +126,11 @@ def load_diffusion_noise(source: str | os.PathLike[str]) -> Any:
         subfolder="scheduler",
         config="scheduler_config.json",
     )
-    alphas = scheduler.alphas_cumprod
-    if len(alphas) != scheduler.config.num_train_timesteps or not ((alphas >= 0) & (alphas <= 1)).all():
+    alphas, levels = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps
+    if alphas.shape != (levels,) or not ((alphas >= 0) & (alphas <= 1)).all():
+        extremes = f" from {float(alphas.min())} to {float(alphas.max())}" if alphas.numel() else ""
         raise ModelLoadError(
-            f"diffusion: the noise schedule of {source} has {len(alphas)} levels from {float(alphas.min())} to "
-            f"{float(alphas.max())}; expected {scheduler.config.num_train_timesteps} from 0 to 1"
+            f"diffusion: the noise schedule of {source} has levels of shape {tuple(alphas.shape)}{extremes}; expected "
+            f"{levels} from 0 to 1"
         )
     return scheduler
