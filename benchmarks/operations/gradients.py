@@ -152,9 +152,7 @@ STATISTICS = replace(
     name="gradient of entropy and both affinities, from one look",
     ours=lambda p, backend: _backward(_on(_statistics, backend))(p),
     reference=_reference(_naive_together),
-    extra_bytes=linear_memory(
-        96, lambda size: size.heads * (4 * size.head_size + 3 * (size.window**2 + size.cells**2))
-    ),
+    extra_bytes=linear_memory(64, lambda size: size.heads * (2 * size.head_size + size.window**2 + size.cells**2)),
     baseline="eager, one operator after the other",
     peers=(
         _peer("eager, one operator after the other", _one_by_one, "eager"),

@@ -63,11 +63,11 @@ MUTANTS = {
     "statistics: cells keep what was summed under another maximum": (
         "attention_statistics", "cell_sums",
         "tl.store(at, whole.to(", "None if CLAMP else tl.store(at, whole.to(",
-        {"gain": 60.0},
+        {"gain": 60.0, "grid": (16, 12)},
     ),
     "statistics: the maximum is never searched for": (
         "attention_statistics", "attention_statistics", "> 0:\n        tl.debug_barrier()",
-        "> 1:\n        tl.debug_barrier()", {"gain": 200.0},
+        "> 1:\n        tl.debug_barrier()", {"gain": 200.0, "grid": (16, 12)},
     ),
     "statistics: a row of cells keeps the sums of the last": (
         "attention_statistics", "cell_sums",

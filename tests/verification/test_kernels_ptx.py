@@ -88,6 +88,7 @@ def test_what_is_not_written_is_seen() -> None:
 def test_every_relative_of_the_step_is_interpreted() -> None:
     kernels = {launch.kernel.__name__ for case in kernels_ptx.CASES.values() for launch in case().launches}
     assert kernels == {
+        "attention_gradient_kernel",
         "local_affinity_kernel",
         "normalize_rows_kernel",
         "window_values_gradient_kernel",
