@@ -1,7 +1,6 @@
 // Attention inside a window around each token: a task is one grid row of queries, all heads, all rows of the window.
 
 #include <algorithm>
-#include <limits>
 
 #include "attention.h"
 #include "window_rows.h"
@@ -11,7 +10,7 @@ namespace nerve_kernels::cpu {
 namespace {
 
 // Writes one token's row of (window_size) from the sums of its grid row, zero outside the grid, divided by its mass.
-// Below the smallest normal float32 there is no mass to divide by: the row becomes the identity.
+// Where there is no mass to divide by, the row becomes the identity.
 template <typename Number>
 void write_row(const Window& window, const Number* sums, int64_t y, int64_t x, bool normalize, Number* out) {
   Number mass = 0;
@@ -27,11 +26,11 @@ void write_row(const Window& window, const Number* sums, int64_t y, int64_t x, b
   }
   if (!normalize) return;
   const int64_t size = window.window_size();
-  if (mass < static_cast<Number>(std::numeric_limits<float>::min())) {
+  if (has_mass(mass)) {
+    for (int64_t o = 0; o < size; ++o) out[o] /= mass;
+  } else {
     std::fill(out, out + size, Number(0));
     out[size / 2] = 1;
-  } else {
-    for (int64_t o = 0; o < size; ++o) out[o] /= mass;
   }
 }
 
@@ -60,12 +59,7 @@ void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights
 
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize) {
-  check_queries_and_keys(q, k);
-  check_weights(w, q);
-  check_lse(lse, q);
-  check_grid(grid, q.size(2), "q");
-  check_grid(grid, k.size(2), "k");
-  check_window(window);
+  check_window_inputs(q, k, w, lse, grid, window);
   Tensor values = torch::stable::new_empty(lse, {q.size(0), q.size(2), window[0] * window[1]});
   if (values.numel() == 0) return values;
   lse = torch::stable::contiguous(lse);

@@ -4,7 +4,6 @@
 // that both products that follow are window products whose rows belong to one task each.
 
 #include <algorithm>
-#include <limits>
 
 #include "attention.h"
 #include "window_rows.h"
@@ -57,9 +56,8 @@ class LocalGradients {
     });
     for_places(y, [&](int64_t place, int64_t, int64_t, int64_t begin, int64_t end) {
       for (int64_t x = begin; x < end; ++x) {
-        const bool has_mass = !(mass_[x] < static_cast<Number>(std::numeric_limits<float>::min()));
         const Number difference = gradient_at(place)[x] - expected_[x] / mass_[x];
-        gradient_at(place)[x] = has_mass ? difference / mass_[x] : Number(0);
+        gradient_at(place)[x] = has_mass(mass_[x]) ? difference / mass_[x] : Number(0);
       }
     });
   }
@@ -149,12 +147,7 @@ void multiply(const Tensor& values, const Tensor& rows, const Window& window, Nu
 std::tuple<Tensor, Tensor, Tensor, Tensor> local_gradient(Tensor grad, Tensor q, Tensor k, Tensor w, Tensor lse,
                                                           std::vector<int64_t> grid, std::vector<int64_t> window,
                                                           double scale, bool normalize) {
-  check_queries_and_keys(q, k);
-  check_weights(w, q);
-  check_lse(lse, q);
-  check_grid(grid, q.size(2), "q");
-  check_grid(grid, k.size(2), "k");
-  check_window(window);
+  check_window_inputs(q, k, w, lse, grid, window);
   const int64_t batch = q.size(0), heads = q.size(1), num_tokens = q.size(2), channels = q.size(3);
   const int64_t size = window[0] * window[1];
   STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == batch && grad.size(1) == num_tokens && grad.size(2) == size &&

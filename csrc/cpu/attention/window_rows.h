@@ -3,6 +3,7 @@
 // Attention inside a window around each token, one grid row of queries and one head at a time.
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "attention_inputs.h"
@@ -26,6 +27,24 @@ struct Window {
   int64_t window_size() const { return window_height * window_width; }
   int64_t sums_per_row() const { return window_width_padded * width_padded; }
 };
+
+// What attention inside windows takes.
+inline void check_window_inputs(const torch::stable::Tensor& q, const torch::stable::Tensor& k,
+                                const torch::stable::Tensor& w, const torch::stable::Tensor& lse,
+                                const std::vector<int64_t>& grid, const std::vector<int64_t>& window) {
+  check_queries_and_keys(q, k);
+  check_weights(w, q);
+  check_lse(lse, q);
+  check_grid(grid, q.size(2), "q");
+  check_grid(grid, k.size(2), "k");
+  check_window(window);
+}
+
+// Whether a window's sums can be divided by their own sum: below the smallest normal float32 there is no mass.
+template <typename Number>
+bool has_mass(Number mass) {
+  return !(mass < static_cast<Number>(std::numeric_limits<float>::min()));
+}
 
 // Every grid row of keys, channels first, with room for the window on either side.
 template <typename Number>
