@@ -201,17 +201,20 @@ def compute_capability(tensor: Tensor) -> int:
         return planned
     if torch.version.hip is not None:
         return 0
-    if not tensor.is_cuda and not torch.cuda.is_available():
-        return H100[0]
-    return torch.cuda.get_device_capability(tensor.device if tensor.is_cuda else None)[0]
+    gpu = _gpu_of(tensor)
+    return H100[0] if gpu is None else torch.cuda.get_device_capability(gpu)[0]
 
 
 def multiprocessors(tensor: Tensor) -> int:
     """Of that GPU."""
-    if not tensor.is_cuda and not torch.cuda.is_available():
-        return H100[1]
-    device = tensor.device if tensor.is_cuda else torch.cuda.current_device()
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    gpu = _gpu_of(tensor)
+    return H100[1] if gpu is None else torch.cuda.get_device_properties(gpu).multi_processor_count
+
+
+def _gpu_of(tensor: Tensor) -> torch.device | None:
+    if tensor.is_cuda:
+        return tensor.device
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def score_precision(q: Tensor, columns: int = 0) -> str:
@@ -221,9 +224,10 @@ def score_precision(q: Tensor, columns: int = 0) -> str:
     NVIDIA GPUs hold both in registers: there only heads of up to so many ``columns`` have three terms.
     """
     precision = dot_precision(q)
-    if precision != "ieee" or q.dtype != torch.float32 or torch.version.hip is not None:
+    if precision != "ieee" or q.dtype != torch.float32:
         return precision
-    return "tf32x3" if q.shape[-1] <= columns or compute_capability(q) == 9 else precision
+    capability = compute_capability(q)
+    return "tf32x3" if capability == 9 or (capability and q.shape[-1] <= columns) else precision
 
 
 def matrix_strides(**matrices: Tensor) -> tuple[dict[str, int], dict[str, int]]:

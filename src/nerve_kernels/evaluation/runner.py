@@ -253,7 +253,10 @@ def _gather(
     failures: list[tuple[str, str]],
     seconds: float,
 ) -> Evaluation:
-    counts, boundary_counts = processes.total(tally.counts), processes.total(tally.boundary_counts)
+    counts = processes.total(tally.counts)
+    boundaries = {}
+    if scorer.boundary:
+        boundaries = dict(zip(scorer.variants, processes.total(tally.boundary_counts), strict=True))
     numbers = processes.total(torch.tensor([tally.images, *earlier]))
     found = extremes(tally.scored), failures, seconds, scorer.costs, highest_resident_bytes(), _peak_gpu_memory()
     others = processes.gather(found)
@@ -263,7 +266,6 @@ def _gather(
         first = f"; the first: {all_failures[0][1]}" if all_failures else ""
         raise ValueError(f"dataset: not a single image of {scorer.dataset.name} could be scored{first}")
     confusions = dict(zip(scorer.variants, counts, strict=True))
-    boundaries = dict(zip(scorer.variants, boundary_counts, strict=True)) if scorer.boundary else {}
     costs = {name: [cost for *_, costs, _, _ in others for cost in costs[name]] for name in scorer.variants}
     half = len(ordered) // 2
     gpu = [memory for *_, memory in others if memory is not None]

@@ -115,8 +115,8 @@ class Scorer:
                 found[name] = confusion_matrix(prediction, labelled.mask, classes=classes)
                 if self.boundary:
                     boundary[name] = boundary_matrix(prediction, labelled.mask, classes=classes)
-        in_order = [[counts[name] for name in self.variants] for counts in (found, boundary) if counts]
-        return ImageRecord.from_matrices(index, in_order[0], files, in_order[1] if self.boundary else None)
+        in_order = [boundary[name] for name in self.variants] if self.boundary else None
+        return ImageRecord.from_matrices(index, [found[name] for name in self.variants], files, in_order)
 
     @contextmanager
     def _measuring(self, variant: str) -> Iterator[None]:
