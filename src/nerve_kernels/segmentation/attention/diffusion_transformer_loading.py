@@ -11,11 +11,11 @@ import torch
 
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.segmentation.extras import require_extra
-from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, choose_dtype, freeze, load_part
+from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, choose_dtype, load_part
 from nerve_kernels.segmentation.output.files import write_atomic
 
 from .diffusion_transformer_families import FAMILIES, Family, Prompt
-from .stable_diffusion import DIFFUSERS_FILES, load_diffusion_noise, load_vae
+from .stable_diffusion import load_diffusion_noise, load_model, load_vae
 from .text_encoders import SAVED_PROMPT, TextEncoders, load_saved_prompt, require_finite_prompt
 
 
@@ -50,10 +50,7 @@ def load_diffusion_transformer(
     config, name, family = _find_family(source)
     prompt = _prompt_of(source, family, config, device, dtype)  # first: text encoders are gone before the rest comes
     load: Callable[..., Any] = getattr(diffusers, name).from_pretrained
-    transformer = load_part(
-        load, source, argument="diffusion", subfolder="transformer", torch_dtype=dtype, **DIFFUSERS_FILES
-    )
-    freeze(transformer, device, dtype)
+    transformer = load_model(load, source, device, dtype, subfolder="transformer")
     if family.flow:
         flow = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained
         scheduler = load_part(flow, source, argument="diffusion", subfolder="scheduler", config="scheduler_config.json")

@@ -15,7 +15,7 @@ from nerve_kernels.segmentation.loading import ModelLoadError, choose_device, ch
 from .text_encoders import TextEncoders, require_finite_prompt
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
-DIFFUSERS_FILES = {"config": "config.json", "weights": "diffusion_pytorch_model.safetensors"}
+_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
 def load_stable_diffusion(
@@ -47,17 +47,9 @@ def load_stable_diffusion(
 
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    unet = load_part(
-        UNet2DConditionModel.from_pretrained,
-        source,
-        argument="diffusion",
-        subfolder="unet",
-        torch_dtype=dtype,
-        **DIFFUSERS_FILES,
-    )
+    unet = load_model(UNet2DConditionModel.from_pretrained, source, device, dtype, subfolder="unet")
     vae = load_vae(source, device, dtype, autoencoder)
     scheduler = load_diffusion_noise(source)
-    freeze(unet, device, dtype)
     encoders = TextEncoders(source, device, dtype)
     pooled_prompt = None
     if unet.config.addition_embed_type == "text_time":
@@ -97,15 +89,30 @@ def load_vae(
     place: dict[str, Any] = {"argument": "diffusion", "subfolder": "vae"}
     if autoencoder is not None:
         source, place = autoencoder, {"argument": "autoencoder"}
-    config = load_part(diffusers.AutoencoderKL.load_config, source, config=DIFFUSERS_FILES["config"], **place)
+    config = load_part(diffusers.AutoencoderKL.load_config, source, config=_CONFIG, **place)
     name = config.get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
         wanted = f"_class_name one of {', '.join(AUTOENCODERS)}"
         raise ModelLoadError(f"{place['argument']}: {refusal(f'config.json of {source}', wanted, name)}")
     load: Callable[..., Any] = getattr(diffusers, name).from_pretrained
-    vae = load_part(load, source, torch_dtype=dtype, **DIFFUSERS_FILES, **place)
-    freeze(vae, device, dtype)
-    return vae
+    return load_model(load, source, device, dtype, **place)
+
+
+def load_model(
+    load: Callable[..., Any],
+    source: str | os.PathLike[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    argument: str = "diffusion",
+    subfolder: str | None = None,
+) -> Any:
+    """A model of diffusers, frozen on its device; see :func:`~nerve_kernels.segmentation.loading.load_part`."""
+    model = load_part(
+        load, source, argument=argument, subfolder=subfolder, torch_dtype=dtype, config=_CONFIG, weights=_WEIGHTS
+    )
+    freeze(model, device, dtype)
+    return model
 
 
 def load_diffusion_noise(source: str | os.PathLike[str]) -> Any:
