@@ -33,7 +33,7 @@ class Segmenter:
         preset: models and their settings by name.
         diffusion, clip: checkpoints in place of the preset's, as in ``NervePipeline.from_preset``; both: no preset.
         device: None: a GPU if there is one.
-        dtype: None: float16 on a GPU, float32 elsewhere.
+        dtype: None: as in these two.
         config: settings in place of the preset's.
         threads: of torch, on the CPU.
         weights: the digest that the models are expected to have; None: any.
@@ -64,14 +64,9 @@ class Segmenter:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        if diffusion and clip:
-            self._pipeline = NervePipeline.from_pretrained(
-                diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
-            )
-        else:
-            self._pipeline = NervePipeline.from_preset(
-                preset, diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
-            )
+        self._pipeline = NervePipeline.from_names(
+            preset, diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
+        )
         self._labels = labels
         refuse_a_single_label(parse_labels(labels, self._pipeline.config.background_words))
         pipeline = self._pipeline

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from nerve_kernels.segmentation.images import image_suffixes
+from nerve_kernels.segmentation.images import is_called_like_an_image
 
 
 def find_sources(arguments: Sequence[str]) -> Iterator[str]:
@@ -44,7 +44,7 @@ def _expand(argument: str) -> Iterator[str]:
         return iter([str(path.absolute())])
     if glob.has_magic(argument):
         matches = glob.iglob(str(path.absolute()), recursive=True)  # noqa: PTH207 (absolute and ** alike)
-        return iter(sorted(match for match in matches if _is_called_like_an_image(match) and Path(match).is_file()))
+        return iter(sorted(match for match in matches if is_called_like_an_image(match) and Path(match).is_file()))
     return iter(())
 
 
@@ -55,7 +55,7 @@ def _below(folder: Path) -> Iterator[str]:
     for name, is_folder, is_file in ordered:
         if is_folder:
             yield from _below(folder / name)
-        elif is_file and _is_called_like_an_image(name):
+        elif is_file and is_called_like_an_image(name):
             yield str(folder / name)
 
 
@@ -70,8 +70,4 @@ def _remote(url: str) -> Iterator[str]:
         return
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     files = (one.path for one in filesystem.get_file_info(selector) if one.type == fs.FileType.File)
-    yield from sorted(f"{scheme}://{file}" for file in files if _is_called_like_an_image(file))
-
-
-def _is_called_like_an_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in image_suffixes()
+    yield from sorted(f"{scheme}://{file}" for file in files if is_called_like_an_image(file))

@@ -23,6 +23,9 @@ from nerve_kernels.segmentation.loading import check_folder
 from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS
 
 from .options import (
+    CLIP_HELP,
+    DIFFUSION_HELP,
+    DTYPE_HELP,
     MODELS,
     OUTPUT,
     as_usage_error,
@@ -70,12 +73,10 @@ def bulk(
     preset: Annotated[
         str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS)
     ] = DEFAULT_PRESET,
-    diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion 1.x/2.x/XL, DINOv2/v3 or ViT: a folder or a hub id.")
-    ] = None,
-    clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
+    diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; a GPU if an actor has one.")] = None,
-    dtype: Annotated[str | None, option(panel=MODELS, help="float32, float16 or bfloat16; float16 on a GPU.")] = None,
+    dtype: Annotated[str | None, option(panel=MODELS, help=DTYPE_HELP)] = None,
     config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
     settings: Annotated[
         list[str] | None, option("--set", help="Any setting: field=value, the value in JSON; may be repeated.")

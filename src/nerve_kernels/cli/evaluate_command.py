@@ -15,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nerve_kernels import BackendUnavailableError
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.cli.options import (
+    CLIP_HELP,
+    DIFFUSION_HELP,
+    DTYPE_HELP,
     MODELS,
     OUTPUT,
     as_usage_error,
@@ -71,14 +74,12 @@ def run(
         bool, option("--redo-changed", panel=OUTPUT, help="Score images again whose files have changed.")
     ] = False,
     preset: Annotated[str | None, option(panel=MODELS, help=f"One of: {', '.join(PRESETS)}.")] = None,
-    diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id.")
-    ] = None,
-    clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
+    diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; under torchrun each its own GPU.")] = None,
     dtype: Annotated[
         str | None,
-        option(panel=MODELS, help="float32, float16 or bfloat16; by default what the device computes fastest."),
+        option(panel=MODELS, help=DTYPE_HELP),
     ] = None,
     config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
     settings: Annotated[

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nerve_kernels.segmentation.images import image_suffixes
+from nerve_kernels.segmentation.images import is_called_like_an_image
 from nerve_kernels.segmentation.result import RESULT_SUFFIXES
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike
 
@@ -45,12 +45,12 @@ def _expand(argument: str) -> tuple[list[Path], str]:
     """The files of one argument, and what to say where there are none."""
     path = Path(argument).expanduser()
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if _is_called_like_an_image(file)), "no images in this folder"
+        return sorted(file for file in path.iterdir() if _is_image_file(file)), "no images in this folder"
     if path.exists():
         return [path], ""
     if glob.has_magic(argument):
         matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute and ** alike)
-        return sorted(file for file in matches if _is_called_like_an_image(file)), "no image fits this pattern"
+        return sorted(file for file in matches if _is_image_file(file)), "no image fits this pattern"
     return [], "no such file or folder"
 
 
@@ -121,5 +121,5 @@ def labels_beside(image: Path) -> LabelsLike | None:
     return found
 
 
-def _is_called_like_an_image(path: Path) -> bool:
-    return path.suffix.lower() in image_suffixes() and path.is_file()
+def _is_image_file(path: Path) -> bool:
+    return is_called_like_an_image(path) and path.is_file()

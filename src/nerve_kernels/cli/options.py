@@ -27,6 +27,9 @@ MODELS = "Models"
 METHOD = "Method"
 OUTPUT = "Output"
 OUTPUT_FORMATS = (*RESULT_FORMATS, *FORMATS)
+DIFFUSION_HELP = "Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id."
+CLIP_HELP = "CLIP or SigLIP: a folder or a hub id."
+DTYPE_HELP = "float32, float16 or bfloat16; by default what the device computes fastest."
 
 
 def option(*names: str, panel: str = METHOD, help: str, values: Sequence[str] = (), **more: Any) -> Any:
@@ -260,17 +263,11 @@ def load(
     as_usage_error(check_backend, config)
     quiet_libraries()
 
-    def from_sources() -> NervePipeline:
-        if diffusion and clip:
-            return NervePipeline.from_pretrained(
-                diffusion=diffusion, clip=clip, autoencoder=autoencoder, device=device, dtype=dtype, config=config
-            )
-        return NervePipeline.from_preset(
-            preset, diffusion=diffusion, clip=clip, autoencoder=autoencoder, device=device, dtype=dtype, config=config
-        )
-
+    models = {"diffusion": diffusion, "clip": clip, "autoencoder": autoencoder}
     try:
-        pipeline: NervePipeline = as_usage_error(from_sources)
+        pipeline: NervePipeline = as_usage_error(
+            lambda: NervePipeline.from_names(preset, **models, device=device, dtype=dtype, config=config)
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

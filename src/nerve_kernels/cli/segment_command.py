@@ -18,6 +18,9 @@ from nerve_kernels.segmentation.text_image.templates import TEMPLATE_LISTS
 
 from .inputs import find_images, names_below, result_stems
 from .options import (
+    CLIP_HELP,
+    DIFFUSION_HELP,
+    DTYPE_HELP,
     MODELS,
     OUTPUT,
     OUTPUT_FORMATS,
@@ -101,10 +104,8 @@ def segment(
     preset: Annotated[
         str, typer.Option(help=f"One of: {', '.join(PRESETS)}.", rich_help_panel=MODELS, autocompletion=among(*PRESETS))
     ] = DEFAULT_PRESET,
-    diffusion: Annotated[
-        str | None, option(panel=MODELS, help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id.")
-    ] = None,
-    clip: Annotated[str | None, option(panel=MODELS, help="CLIP or SigLIP: a folder or a hub id.")] = None,
+    diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
+    clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
     autoencoder: Annotated[
         str | None, option(panel=MODELS, help="In place of the checkpoint's VAE, such as madebyollin/taesd.")
     ] = None,
@@ -115,7 +116,7 @@ def segment(
         str | None,
         option(
             panel=MODELS,
-            help="float32, float16 or bfloat16; by default what the device computes fastest.",
+            help=DTYPE_HELP,
             values=("float32", "float16", "bfloat16"),
         ),
     ] = None,

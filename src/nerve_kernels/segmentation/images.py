@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, TypeVar
 
 import numpy as np
@@ -38,10 +38,19 @@ def readable_formats() -> tuple[str, ...]:
 
 
 @cache
-def image_suffixes() -> frozenset[str]:
-    """What files in these formats are usually called, such as ``.png``."""
+def _image_suffixes() -> frozenset[str]:
     readable = readable_formats()
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
+
+
+def is_called_like_an_image(name: str | os.PathLike[str]) -> bool:
+    """Whether files in these formats are usually called so.
+
+    Example:
+        >>> is_called_like_an_image("a/b.PNG"), is_called_like_an_image("s3://bucket/labels.txt")
+        (True, False)
+    """
+    return PurePath(name).suffix.lower() in _image_suffixes()
 
 
 def load_image(image: ImageLike) -> Image.Image:

@@ -130,6 +130,20 @@ class NervePipeline:
         return cls._loaded(families, sources, device, dtype, autoencoder, config or preset.config)
 
     @classmethod
+    def from_names(
+        cls,
+        preset: str,
+        *,
+        diffusion: str | os.PathLike[str] | None,
+        clip: str | os.PathLike[str] | None,
+        **options: Any,
+    ) -> NervePipeline:
+        """:meth:`from_pretrained` where both checkpoints are named, else :meth:`from_preset`: as commands have it."""
+        if diffusion and clip:
+            return cls.from_pretrained(diffusion=diffusion, clip=clip, **options)
+        return cls.from_preset(preset, diffusion=diffusion, clip=clip, **options)
+
+    @classmethod
     def _loaded(cls, *what: Any) -> NervePipeline:
         *models, config = what
         with recording_parts() as parts:
