@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from nerve_kernels.bulk.sources import find_sources
 
 VICTIMS = {
     "driver": None,
@@ -40,9 +44,21 @@ class Kill(NamedTuple):
 
 
 def make_images(folder: Path, count: int) -> None:
+    """Half of them as files, the others in a shard and in rows of Parquet."""
     folder.mkdir()
-    for number in range(count):
-        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(folder / f"{number:05d}.png")
+    rows = []
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for number in range(count):
+            file = folder / f"{number:05d}.png"
+            Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(file)
+            if number % 2:
+                continue
+            if number % 4:
+                shard.add(file, file.name)
+            else:
+                rows.append(file.read_bytes())
+            file.unlink()
+    pq.write_table(pa.table({"image": rows}), folder / "rows.parquet")
 
 
 def check(folder: Path, images: int, victims: Sequence[str], seed: int, *, actors: int = 1) -> Iterator[Kill]:
@@ -70,8 +86,9 @@ def check(folder: Path, images: int, victims: Sequence[str], seed: int, *, actor
     finally:
         process.kill()
     ids = [one for file in (out / "rows").iterdir() for one in pq.read_table(file, columns=["id"])["id"].to_pylist()]
-    wanted = [str(file) for file in sorted((folder / "images").iterdir())]
-    assert sorted(ids) == wanted, f"{len(wanted)} images, {len(ids)} rows of {len(set(ids))} ids"
+    wanted = [one.id for one in find_sources([str(folder / "images")])]
+    assert len(wanted) == images
+    assert sorted(ids) == sorted(wanted), f"{len(wanted)} images, {len(ids)} rows of {len(set(ids))} ids"
 
 
 def start(images: Path, out: Path, actors: int) -> subprocess.Popen[bytes]:

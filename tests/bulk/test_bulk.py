@@ -30,12 +30,14 @@ def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 @pytest.fixture(scope="module")
 def segmented():
     """A batch as Ray Data hands it on, and its rows."""
+    import pyarrow as pa
+
     from nerve_kernels.bulk import Segmenter
     from nerve_kernels.bulk.reading import read_images
 
     sources = np.array([str(DEMO / "scene_noto_1.png"), str(DEMO / "labels.json")], dtype=object)
     segmenter = Segmenter(LABELS, device="cpu", threads=1)
-    return segmenter, sources, segmenter(read_images({"id": sources, "source": sources}))
+    return segmenter, sources, segmenter(*read_images(pa.table({"id": sources, "source": sources})))
 
 
 @pytest.fixture
@@ -103,44 +105,6 @@ def test_models_with_other_weights_are_refused(segmented):
 
     with pytest.raises(ValueError, match="expected rows that these models made, with the digest"):
         Segmenter(LABELS, device="cpu", weights="other")
-
-
-def test_sources_are_listed_in_order_at_any_depth(tmp_path):
-    from nerve_kernels.bulk.sources import find_sources
-
-    for name in ("b/z.png", "b/deep/y.jpg", "a.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b/circle").symlink_to(tmp_path)
-    below = [str(tmp_path / name) for name in ("a.png", "b/deep/y.jpg", "b/z.png")]
-    assert list(find_sources([str(tmp_path)])) == below
-    (tmp_path / "b/circle").unlink()
-    assert list(find_sources([str(tmp_path / "**/*.png")])) == [below[0], below[2]]
-    assert list(find_sources([str(tmp_path / "notes.txt")])) == [str(tmp_path / "notes.txt")]
-    assert list(find_sources([f"file://{tmp_path}"])) == [f"file://{one}" for one in below]
-    for empty in ("absent", "*.gif", "b/empty"):
-        (tmp_path / "b/empty").mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"expected images, got none"):
-            list(find_sources([str(tmp_path / empty)]))
-
-
-def test_the_list_of_images_is_read_back_and_refuses_duplicates(tmp_path):
-    import pyarrow as pa
-
-    from nerve_kernels.bulk.destination import INPUTS, Destination
-    from nerve_kernels.bulk.reading import ImageList
-
-    destination = Destination(str(tmp_path / "out"))
-    destination.open({})
-    assert destination.write_inputs((f"{number}.png" for number in range(10)), rows_per_group=4) == 10
-    images = ImageList(destination.filesystem, destination.inputs)
-    tables = [table for task in images.get_read_tasks(1) for table in task()]
-    assert [len(table) for table in tables] == [4, 4, 2]
-    assert pa.concat_tables(tables)["id"].to_pylist() == [f"{number}.png" for number in range(10)]
-    before = (tmp_path / "out" / INPUTS).read_bytes()
-    with pytest.raises(ValueError, match=r"SOURCE: expected each image once, got b\.png twice"):
-        destination.write_inputs(["a.png", "b.png", "c.png", "b.png"], rows_per_group=2)
-    assert (tmp_path / "out" / INPUTS).read_bytes() == before
 
 
 def test_only_the_newest_command_writes(destination):

@@ -24,12 +24,23 @@ from ray.data.datasource import FilenameProvider
 
 from nerve_kernels.evaluation.run_folder import difference
 
+from .packed import Entry
+
 DESCRIPTION = "run.json"
 INPUTS = "inputs.parquet"
 ATTEMPT = "attempt"
 CHECKPOINT = "checkpoint"
 ROWS = "rows"
-IDS = pa.schema([("id", pa.string()), ("source", pa.string())])
+ENTRIES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("column", pa.string()),
+        ("start", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
 """Of ``inputs.parquet``."""
 
 
@@ -78,7 +89,7 @@ class Destination:
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.place}: {_first_line(error)}") from None
 
-    def write_inputs(self, sources: Iterable[str], *, rows_per_group: int) -> int:
+    def write_inputs(self, entries: Iterable[Entry], *, rows_per_group: int) -> int:
         """Write the list of images, whole or not at all; how many they are.
 
         Raises:
@@ -87,10 +98,10 @@ class Destination:
         keys = array("q")  # eight bytes an image, however many there are
         part = f"{self.path}/{INPUTS}.part"
         try:
-            with self.filesystem.open_output_stream(part) as stream, pq.ParquetWriter(stream, IDS) as writer:
-                for chunk in _chunks(sources, rows_per_group):
-                    keys.extend(map(hash, chunk))
-                    writer.write_table(pa.table({"id": chunk, "source": chunk}, schema=IDS))
+            with self.filesystem.open_output_stream(part) as stream, pq.ParquetWriter(stream, ENTRIES) as writer:
+                for chunk in _chunks(entries, rows_per_group):
+                    keys.extend(hash(one.id) for one in chunk)
+                    writer.write_table(pa.Table.from_pylist([one._asdict() for one in chunk], schema=ENTRIES))
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.place}: {_first_line(error)}") from None
         if not keys:
@@ -195,7 +206,7 @@ class TakenOverError(RuntimeError):
     """Another command writes to the same destination."""
 
 
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+def _chunks(items: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -16,13 +16,12 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from .destination import Destination
 from .progress import Observer
-from .reading import ImageList, read_images
+from .reading import BATCH, ImageList, read_images
 from .segmenter import Segmenter
 from .sources import find_sources
 
 STALL_TIMEOUT = 900.0
 ROWS_PER_FILE = 500
-BATCH = 8
 # A block of decoded images that goes from task to task; larger ones would keep actors waiting at the end.
 BLOCK_BYTES = 16 * 2**20
 # Logical CPUs are what Ray Data shares out, and it waits for ever where an operator's smallest share is not left: that
@@ -60,6 +59,7 @@ class Run:
 
     Args:
         sources: as :func:`~.sources.find_sources` takes them.
+        column: likewise.
         out: the destination.
         segmenter: keyword arguments of the segmenter.
         description: what rows depend on; a destination that was made with another is refused.
@@ -74,6 +74,7 @@ class Run:
     resources: Resources = field(default_factory=Resources)
     rows_per_file: int = ROWS_PER_FILE
     stall_timeout: float = STALL_TIMEOUT
+    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def run(
     destination = Destination(wanted.out)
     destination.open(dict(wanted.description))
     # As many as a file holds, so that a few images are shared out too and millions do not make millions of tasks.
-    count = destination.write_inputs(find_sources(wanted.sources), rows_per_group=min(wanted.rows_per_file, 64))
+    count = destination.write_inputs(
+        find_sources(wanted.sources, wanted.column), rows_per_group=min(wanted.rows_per_file, 64)
+    )
     resumed = destination.finished()
     if on_start is not None:
         on_start(count, resumed)
@@ -199,7 +202,7 @@ def _execute(wanted: Run, destination: Destination, kind: type, on_rows: Callabl
     arguments = {**wanted.segmenter, "weights": destination.weights()}
     (
         ray.data.read_datasource(images, override_num_blocks=len(images), num_cpus=TASK_CPUS, concurrency=1)
-        .map_batches(read_images, batch_size=BATCH, num_cpus=TASK_CPUS, concurrency=readers)
+        .map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS, concurrency=readers)
         .map_batches(
             kind,
             fn_constructor_kwargs=arguments,

@@ -45,10 +45,17 @@ WORK = "Machines"
 @app.command()
 def bulk(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Folders at any depth, quoted globs, files, s3://… or gs://…")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folders at any depth, quoted globs, files, s3://…, gs://… or hf://datasets/…: images, Parquet, tar.",
+        ),
     ],
     labels: Annotated[str, typer.Option("--labels", "-l", help='What to look for: "cat, dog|puppy, grass".')],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder or s3://… of the run.", rich_help_panel=OUTPUT)],
+    column: Annotated[
+        str | None, option(panel="Options", help="Of Parquet: the one with images, where there are several.")
+    ] = None,
     rows_per_file: Annotated[
         int,
         typer.Option(
@@ -131,6 +138,7 @@ def bulk(
         Resources(actors, threads, gpus_per_actor, address),
         rows_per_file,
         stall_timeout,
+        column,
     )
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     try:
