@@ -206,7 +206,7 @@ def _execute(wanted: Run, destination: Destination, kind: type, on_rows: Callabl
         .map_batches(
             kind,
             fn_constructor_kwargs=arguments,
-            batch_size=BATCH,
+            batch_size=max(BATCH, 2 * wanted.segmenter.get("batch", 1)),  # of which some are of one size
             compute=ActorPoolStrategy(size=actors),
             num_cpus=cpus,
             num_gpus=wanted.resources.gpus_per_actor,

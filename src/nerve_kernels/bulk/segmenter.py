@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from nerve_kernels._operators.checks import check_count
 from nerve_kernels.cli.memory import is_out_of_memory, let_go
 from nerve_kernels.evaluation.run_folder import digest
 from nerve_kernels.segmentation.config import NerveConfig
-from nerve_kernels.segmentation.images import NotAnImageError, load_image, read_image_bytes
-from nerve_kernels.segmentation.phases import recording_phases
+from nerve_kernels.segmentation.features import ImageFeatures
+from nerve_kernels.segmentation.images import load_image, places_by_size, read_image_bytes
+from nerve_kernels.segmentation.phases import Phase, recording_phases
 from nerve_kernels.segmentation.pipeline import NervePipeline
 from nerve_kernels.segmentation.presets import DEFAULT_PRESET
 from nerve_kernels.segmentation.text_image.prompts import LabelsLike, parse_labels, refuse_a_single_label
@@ -21,21 +25,26 @@ from nerve_kernels.segmentation.text_image.prompts import LabelsLike, parse_labe
 if TYPE_CHECKING:
     import pyarrow as pa
 
+EXPECTED = (OSError, ValueError, RuntimeError, MemoryError)  # whatever else is raised is a fault of this program
+
 
 class Segmenter:
     """Segments batches of images; a class for ``ray.data.Dataset.map_batches``.
 
-    An image that cannot be read or segmented is a row with its error. The models work on one image at a time, so that
-    neither the size of a batch nor what else is in it changes a result.
+    An image that cannot be read or segmented is a row with its error. By default the models work on one image at a
+    time, so that neither the size of a batch nor what else is in it changes a result; with `batch` sums are rounded
+    otherwise, as in ``nerve-segment --batch``.
 
     Args:
         labels: as :class:`~nerve_kernels.segmentation.pipeline.NervePipeline` takes them.
         preset: models and their settings by name.
-        diffusion, clip: checkpoints in place of the preset's, as in ``NervePipeline.from_preset``; both: no preset.
+        diffusion, clip, autoencoder: in place of the preset's checkpoints, as in ``NervePipeline.from_preset``; the
+            first two: no preset.
         device: None: a GPU if there is one.
         dtype: None: as in these two.
         config: settings in place of the preset's.
         threads: of torch, on the CPU.
+        batch: images of one size that go through the models at once; where memory runs out, half as many, down to one.
         weights: the digest that the models are expected to have; None: any.
 
     Raises:
@@ -56,16 +65,25 @@ class Segmenter:
         preset: str = DEFAULT_PRESET,
         diffusion: str | os.PathLike[str] | None = None,
         clip: str | os.PathLike[str] | None = None,
+        autoencoder: str | os.PathLike[str] | None = None,
         device: str | None = None,
         dtype: str | None = None,
         config: NerveConfig | None = None,
         threads: int | None = None,
+        batch: int = 1,
         weights: str | None = None,
     ) -> None:
+        self._batch = check_count("batch", batch, low=1)
         if threads is not None:
             torch.set_num_threads(threads)
         self._pipeline = NervePipeline.from_names(
-            preset, diffusion=diffusion, clip=clip, device=device, dtype=dtype, config=config
+            preset,
+            diffusion=diffusion,
+            clip=clip,
+            autoencoder=autoencoder,
+            device=device,
+            dtype=dtype,
+            config=config,
         )
         self._labels = labels
         refuse_a_single_label(parse_labels(labels, self._pipeline.config.background_words))
@@ -89,26 +107,64 @@ class Segmenter:
         Returns:
             A table as :data:`nerve_kernels.bulk.rows.SCHEMA` says, a row for each image in their order.
         """
-        from .rows import row_of, table_of
+        from .rows import table_of
 
-        rows = []
+        rows: list[dict[str, Any]] = []
+        images: dict[int, Image.Image] = {}
         for number in range(len(next(iter(batch.values())))):
             one = {name: column[number] for name, column in batch.items()}
             source = one.get("source", one.get("path"))
-            row: dict[str, Any] = {"id": one.get("id", source), "source": source, **self._digests}
-            with recording_phases() as phases:
-                error = one.get("error") or None
+            rows.append({"id": one.get("id", source), "source": source, "error": one.get("error") or None})
+            if rows[-1]["error"] is None:
                 try:
-                    if error is None:
-                        image: Any = one.get("image", source)
-                        if isinstance(image, bytes):
-                            image = read_image_bytes(image, str(source))
-                        row |= row_of(self._pipeline(load_image(image), self._labels), phases)
-                except (NotAnImageError, FileNotFoundError) as problem:
-                    error = str(problem)
-                except (OSError, ValueError, RuntimeError, MemoryError) as problem:
-                    error = f"out of memory ({problem})" if is_out_of_memory(problem) else str(problem)
-            if error is not None:
+                    images[number] = _load(one.get("image", source), str(source))
+                except EXPECTED as problem:
+                    rows[-1]["error"] = _said(problem)
+        for group in places_by_size([image.size for image in images.values()]).values():
+            numbers = [list(images)[place] for place in group]
+            for number, found in zip(numbers, self._results([images[one] for one in numbers]), strict=True):
+                rows[number] |= found
+        return table_of(row | self._digests for row in rows)
+
+    def _results(self, images: Sequence[Image.Image], at_once: int | None = None) -> Iterator[dict[str, Any]]:
+        """What rows say of images of one size."""
+        at_once = at_once or self._batch
+        for first in range(0, len(images), at_once):
+            few = images[first : first + at_once]
+            encoded = self._encode(few)
+            if encoded is None:  # here, where nothing holds the error's frames and their memory any more
                 let_go()
-            rows.append({**row, "error": error})
-        return table_of(rows)
+                yield from self._results(few, (len(few) + 1) // 2)
+                continue
+            for features, phases in encoded:
+                row = {"error": features} if isinstance(features, str) else self._segment(features, phases)
+                if row.get("error") is not None:
+                    let_go()
+                yield row
+
+    def _encode(self, images: Sequence[Image.Image]) -> list[tuple[ImageFeatures | str, list[Phase]]] | None:
+        """Features of images, each with its share of the time, or what was wrong; None: fewer at once may do."""
+        with recording_phases() as phases:
+            try:
+                features = self._pipeline.encode_all(images)
+            except EXPECTED as problem:
+                return None if len(images) > 1 else [(_said(problem), [])]
+        share = [replace(one, seconds=one.seconds / len(images)) for one in phases]
+        return [(one, share) for one in features]
+
+    def _segment(self, features: ImageFeatures, shared: list[Phase]) -> dict[str, Any]:
+        from .rows import row_of
+
+        with recording_phases() as phases:
+            try:
+                return row_of(self._pipeline.segment(features, self._labels), shared + phases)
+            except EXPECTED as problem:
+                return {"error": _said(problem)}
+
+
+def _load(image: Any, source: str) -> Image.Image:
+    return read_image_bytes(image, source) if isinstance(image, bytes) else load_image(image)
+
+
+def _said(problem: BaseException) -> str:
+    return f"out of memory ({problem})" if is_out_of_memory(problem) else str(problem)

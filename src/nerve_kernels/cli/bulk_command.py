@@ -23,6 +23,8 @@ from nerve_kernels.segmentation.loading import check_folder
 from nerve_kernels.segmentation.presets import DEFAULT_PRESET, PRESETS
 
 from .options import (
+    AUTOENCODER_HELP,
+    BATCH_HELP,
     CLIP_HELP,
     DIFFUSION_HELP,
     DTYPE_HELP,
@@ -82,6 +84,10 @@ def bulk(
     ] = DEFAULT_PRESET,
     diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
     clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
+    autoencoder: Annotated[str | None, option(panel=MODELS, help=AUTOENCODER_HELP)] = None,
+    batch: Annotated[
+        int, typer.Option(help=f"{BATCH_HELP[:-1]}; half as many where memory runs out.", rich_help_panel=MODELS, min=1)
+    ] = 1,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; a GPU if an actor has one.")] = None,
     dtype: Annotated[str | None, option(panel=MODELS, help=DTYPE_HELP)] = None,
     config: Annotated[Path | None, option(help="JSON file of settings, in place of the preset's.")] = None,
@@ -118,12 +124,13 @@ def bulk(
     in_force = resolve_config(config, preset, custom=bool(diffusion and clip), overrides=given)
     check_words(labels, in_force)
     as_usage_error(check_backend, in_force)
-    for argument, source in (("diffusion", diffusion), ("clip", clip)):
+    for argument, source in (("diffusion", diffusion), ("clip", clip), ("autoencoder", autoencoder)):
         if source is not None:
             check_folder(source, argument=argument)
     if stall_timeout != stall_timeout:
         raise typer.BadParameter(refusal("--stall-timeout", "seconds", stall_timeout))
-    models = {"preset": None if diffusion and clip else preset, "diffusion": diffusion, "clip": clip, "dtype": dtype}
+    models = {"preset": None if diffusion and clip else preset, "diffusion": diffusion, "clip": clip}
+    models |= {"autoencoder": autoencoder, "dtype": dtype}
     wanted = Run(
         sources,
         out,
@@ -132,6 +139,7 @@ def bulk(
             "labels": labels,
             "config": in_force,
             "threads": threads,
+            "batch": batch,
             "device": device or ("cuda" if gpus_per_actor else "cpu"),
         },
         {"labels": labels, "config": json.loads(in_force.to_json()), "models": models},

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nerve_kernels import BackendUnavailableError
 from nerve_kernels._operators.checks import refusal
 from nerve_kernels.cli.options import (
+    AUTOENCODER_HELP,
     CLIP_HELP,
     DIFFUSION_HELP,
     DTYPE_HELP,
@@ -76,6 +77,7 @@ def run(
     preset: Annotated[str | None, option(panel=MODELS, help=f"One of: {', '.join(PRESETS)}.")] = None,
     diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
     clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
+    autoencoder: Annotated[str | None, option(panel=MODELS, help=AUTOENCODER_HELP)] = None,
     device: Annotated[str | None, option(panel=MODELS, help="cpu, cuda, ...; under torchrun each its own GPU.")] = None,
     dtype: Annotated[
         str | None,
@@ -156,7 +158,7 @@ def run(
     for one in variants.values():
         as_usage_error(check_backend, one)
     folder = out or Path("evaluated") / dataset
-    pipeline = load(models, diffusion, clip, None, local_device(device), dtype, base)
+    pipeline = load(models, diffusion, clip, autoencoder, local_device(device), dtype, base)
     with Processes.join(pipeline.text_image.device) as processes:
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 

@@ -29,6 +29,8 @@ OUTPUT = "Output"
 OUTPUT_FORMATS = (*RESULT_FORMATS, *FORMATS)
 DIFFUSION_HELP = "Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id."
 CLIP_HELP = "CLIP or SigLIP: a folder or a hub id."
+AUTOENCODER_HELP = "In place of the checkpoint's VAE, such as madebyollin/taesd."
+BATCH_HELP = "Images that go through the models at once."
 DTYPE_HELP = "float32, float16 or bfloat16; by default what the device computes fastest."
 
 

@@ -18,6 +18,8 @@ from nerve_kernels.segmentation.text_image.templates import TEMPLATE_LISTS
 
 from .inputs import find_images, names_below, result_stems
 from .options import (
+    AUTOENCODER_HELP,
+    BATCH_HELP,
     CLIP_HELP,
     DIFFUSION_HELP,
     DTYPE_HELP,
@@ -106,9 +108,7 @@ def segment(
     ] = DEFAULT_PRESET,
     diffusion: Annotated[str | None, option(panel=MODELS, help=DIFFUSION_HELP)] = None,
     clip: Annotated[str | None, option(panel=MODELS, help=CLIP_HELP)] = None,
-    autoencoder: Annotated[
-        str | None, option(panel=MODELS, help="In place of the checkpoint's VAE, such as madebyollin/taesd.")
-    ] = None,
+    autoencoder: Annotated[str | None, option(panel=MODELS, help=AUTOENCODER_HELP)] = None,
     device: Annotated[
         str | None, option(panel=MODELS, help="cpu, cuda, cuda:1, ...; a GPU if there is one.", values=("cpu", "cuda"))
     ] = None,
@@ -120,9 +120,7 @@ def segment(
             values=("float32", "float16", "bfloat16"),
         ),
     ] = None,
-    batch: Annotated[
-        int, typer.Option(help="Images that go through the models at once.", rich_help_panel=MODELS, min=1)
-    ] = 1,
+    batch: Annotated[int, typer.Option(help=BATCH_HELP, rich_help_panel=MODELS, min=1)] = 1,
     size: Annotated[
         int | None, option(panel=MODELS, help="Shorter side of the image for Stable Diffusion, in pixels.")
     ] = None,

@@ -81,7 +81,7 @@ def make_page(options: argparse.Namespace) -> Page:
 
     def load() -> NervePipeline:
         return load_pipeline(
-            options.preset, options.diffusion, options.clip, None, options.device, options.dtype, config
+            options.preset, options.diffusion, options.clip, options.autoencoder, options.device, options.dtype, config
         )
 
     workbench = Workbench(load)
@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"one of {', '.join(PRESETS)} (%(default)s)")
     parser.add_argument("--diffusion", help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id")
     parser.add_argument("--clip", help="CLIP or SigLIP: a folder or a hub id")
+    parser.add_argument("--autoencoder", help="in place of the checkpoint's VAE, such as madebyollin/taesd")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16; by default what the device computes fastest")
     return parser
