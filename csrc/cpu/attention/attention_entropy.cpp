@@ -13,8 +13,8 @@ std::tuple<Tensor, Tensor> attention_entropy(Tensor q, Tensor k, double scale) {
   const Tokens queries(q);
   const bool is_double = q.scalar_type() == ScalarType::Double || k.scalar_type() == ScalarType::Double;
   const ScalarType dtype = is_double ? ScalarType::Double : ScalarType::Float;
-  Tensor entropy = torch::stable::new_empty(q, {queries.batch, queries.heads, queries.count}, dtype);
-  Tensor lse = torch::stable::new_empty(q, {queries.batch, queries.heads, queries.count}, dtype);
+  Tensor entropy = allocate(q, {queries.batch, queries.heads, queries.count}, dtype);
+  Tensor lse = allocate(q, {queries.batch, queries.heads, queries.count}, dtype);
   if (entropy.numel() == 0) return {entropy, lse};
 
   with_number(is_double, [&](auto number) {

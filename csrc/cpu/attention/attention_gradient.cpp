@@ -116,9 +116,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_gradient(Tensor q, Tensor k, Tensor
   const Tokens queries(q), keys(k);
   const int64_t batch = queries.batch, heads = queries.heads, count = queries.count, channels = queries.channels;
   const ScalarType dtype = number_dtype(is_double(lse));
-  Tensor grad_q = torch::stable::new_empty(q, {batch, heads, count, channels}, dtype);
-  Tensor grad_k = torch::stable::new_zeros(k, {batch, heads, keys.count, channels}, dtype);
-  Tensor row_sums = torch::stable::new_empty(q, {batch, heads, count}, dtype);
+  Tensor grad_q = allocate(q, {batch, heads, count, channels}, dtype);
+  Tensor grad_k = allocate_zeros(k, {batch, heads, keys.count, channels}, dtype);
+  Tensor row_sums = allocate(q, {batch, heads, count}, dtype);
   if (q.numel() == 0) return {grad_q, grad_k, row_sums};
   const std::vector<int64_t> row_edges = cell_edges(grid[0], cells[0]), column_edges = cell_edges(grid[1], cells[1]);
 
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_gradient(Tensor q, Tensor k, Tensor
         row_cell_lse(cell_lse, "cell_lse", lse);
     const PackedKeys<Number> panels(k, kernels.tile);
     const Tensor key_rows = pack_all_rows<Number>(k, stride);
-    Tensor copies = torch::stable::new_empty(k, {batch * heads * chunks, keys.count, stride}, dtype);
+    Tensor copies = allocate(k, {batch * heads * chunks, keys.count, stride}, dtype);
     const auto* key_data = static_cast<const Number*>(key_rows.const_data_ptr());
     auto* copy_data = static_cast<Number*>(copies.mutable_data_ptr());
     auto* grad_q_data = static_cast<Number*>(grad_q.mutable_data_ptr());

@@ -81,7 +81,7 @@ template <typename Number>
 Tensor pack_all_rows(const Tensor& tensor, int64_t stride) {
   const Tokens tokens(tensor);
   const int64_t all = tokens.batch * tokens.heads;
-  Tensor packed = torch::stable::new_empty(tensor, {all, tokens.count, stride}, dtype_of<Number>);
+  Tensor packed = allocate(tensor, {all, tokens.count, stride}, dtype_of<Number>);
   auto* data = static_cast<Number*>(packed.mutable_data_ptr());
   torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index)
@@ -96,7 +96,7 @@ PackedKeys<Number>::PackedKeys(const Tensor& k, const TileSizes& tile)
     : heads_(k.size(1)),
       panels_(ceil_div(k.size(2), tile.keys)),
       panel_size_(tile.keys * k.size(3)),
-      storage_(torch::stable::new_empty(k, {k.size(0) * heads_ * panels_ * panel_size_}, dtype_of<Number>)) {
+      storage_(allocate(k, {k.size(0) * heads_ * panels_ * panel_size_}, dtype_of<Number>)) {
   Number* data = static_cast<Number*>(storage_.mutable_data_ptr());
   data_ = data;
   const Tokens tokens(k);

@@ -2,12 +2,12 @@
 
 // Queries, keys and head weights as the kernels want them: checked, converted and packed, whatever their strides.
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../dtypes.h"
 #include "../kernels/kernels.h"

@@ -70,7 +70,7 @@ Tensor attention_map_entropy(Tensor maps) {
   check_maps(maps);
   const Tokens rows(maps);
   const bool is_double = maps.scalar_type() == ScalarType::Double;
-  Tensor entropy = torch::stable::new_empty(maps, {rows.batch, rows.heads, rows.count},
+  Tensor entropy = allocate(maps, {rows.batch, rows.heads, rows.count},
                                             is_double ? ScalarType::Double : ScalarType::Float);
   with_number(is_double, [&](auto number) {
     using Number = decltype(number);
@@ -94,7 +94,7 @@ Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen) {
   check_weights(w, maps);
   const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
   const ScalarType dtype = widen ? number_dtype(is_double) : maps.scalar_type();
-  Tensor fused = torch::stable::new_empty(maps, {maps.size(0), maps.size(2), maps.size(3)}, dtype);
+  Tensor fused = allocate(maps, {maps.size(0), maps.size(2), maps.size(3)}, dtype);
   if (fused.numel() == 0) return fused;
   const Tokens rows = merge_rows(Tokens(maps));
   with_number(is_double, [&](auto number) {

@@ -52,7 +52,7 @@ Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale) {
   check_lse(lse, q);
   const Tokens queries(q);
   const int64_t num_keys = k.size(2);
-  Tensor marginal = torch::stable::new_zeros(lse, {queries.batch, queries.heads, num_keys});
+  Tensor marginal = allocate_zeros(lse, {queries.batch, queries.heads, num_keys});
   if (q.numel() == 0) return marginal;
   lse = torch::stable::contiguous(lse);
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {

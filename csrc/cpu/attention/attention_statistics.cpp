@@ -51,11 +51,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_statistics(Tensor q
   const ScalarType dtype = number_dtype(wide), storage = bfloat16 ? ScalarType::BFloat16 : dtype;
   const int64_t batch = queries.batch, heads = queries.heads, count = queries.count;
   const int64_t window_size = window[0] * window[1], num_cells = cells[0] * cells[1];
-  Tensor entropy = torch::stable::new_empty(q, {batch, heads, count}, dtype);
-  Tensor lse = torch::stable::new_empty(q, {batch, heads, count}, dtype);
-  Tensor local = torch::stable::new_empty(q, {batch, heads, count, window_size}, storage);
-  Tensor pooled = torch::stable::new_empty(q, {batch, heads, count, num_cells}, storage);
-  Tensor cell_lse = torch::stable::new_empty(q, {batch, heads, count}, dtype);
+  Tensor entropy = allocate(q, {batch, heads, count}, dtype);
+  Tensor lse = allocate(q, {batch, heads, count}, dtype);
+  Tensor local = allocate(q, {batch, heads, count, window_size}, storage);
+  Tensor pooled = allocate(q, {batch, heads, count, num_cells}, storage);
+  Tensor cell_lse = allocate(q, {batch, heads, count}, dtype);
   const std::tuple results{entropy, lse, local, pooled, cell_lse};
   if (entropy.numel() == 0) return results;
   const std::vector<int64_t> row_edges = cell_edges(grid[0], cells[0]), column_edges = cell_edges(grid[1], cells[1]);

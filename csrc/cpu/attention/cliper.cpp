@@ -214,7 +214,7 @@ Tensor cliper(Tensor q, Tensor k, Tensor seeds, double scale, double threshold) 
                       k.size(2) == q.size(2),
                   "seeds: expected (B, N, C) with the batch and tokens of q and k");
   STD_TORCH_CHECK(k.size(2) < std::numeric_limits<int32_t>::max(), "k: expected fewer than 2^31 keys");
-  Tensor refined = torch::stable::new_empty(seeds, {seeds.size(0), seeds.size(1), seeds.size(2)});
+  Tensor refined = allocate(seeds, {seeds.size(0), seeds.size(1), seeds.size(2)});
   if (refined.numel() == 0) return refined;
   const bool any_double = is_double(q) || is_double(k) || is_double(seeds);
   with_number(any_double, [&](auto number) {
@@ -222,7 +222,7 @@ Tensor cliper(Tensor q, Tensor k, Tensor seeds, double scale, double threshold) 
     const int64_t tokens = seeds.size(1), heads = q.size(1);
     const int64_t stride = round_up(seeds.size(2), best_kernels_of<Number>().lanes);
     Tensor packed = pack_labels<Number>(seeds, stride);
-    Tensor other = torch::stable::new_empty(packed, {tokens, stride});
+    Tensor other = allocate(packed, {tokens, stride});
     Chain<Number> chain(q, k, scale, threshold, stride);
     for (int64_t b = 0; b < seeds.size(0); ++b) {
       Number* p = static_cast<Number*>(packed.mutable_data_ptr()) + b * tokens * stride;

@@ -22,7 +22,7 @@ Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale) {
   check_weights(w, q);
   check_lse(lse, q);
   const int64_t queries = q.size(2), num_keys = k.size(2);
-  Tensor fused = torch::stable::new_empty(q, {q.size(0), queries, num_keys});
+  Tensor fused = allocate(q, {q.size(0), queries, num_keys});
   if (fused.numel() == 0) return fused;
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {
     using Number = decltype(number);

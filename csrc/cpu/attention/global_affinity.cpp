@@ -62,7 +62,7 @@ Tensor global_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int
   check_grid(grid, k.size(2), "k");
   check_cells(cells, grid[0], grid[1]);
   const int64_t queries = q.size(2), num_cells = cells[0] * cells[1];
-  Tensor u = torch::stable::new_empty(lse, {q.size(0), queries, num_cells});
+  Tensor u = allocate(lse, {q.size(0), queries, num_cells});
   if (u.numel() == 0) return u;
   const std::vector<int64_t> row_edges = cell_edges(grid[0], cells[0]), column_edges = cell_edges(grid[1], cells[1]);
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {

@@ -60,7 +60,7 @@ void attend(const Tensor& q, const Tensor& k, const std::vector<Number>& weights
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize) {
   check_window_inputs(q, k, w, lse, grid, window);
-  Tensor values = torch::stable::new_empty(lse, {q.size(0), q.size(2), window[0] * window[1]});
+  Tensor values = allocate(lse, {q.size(0), q.size(2), window[0] * window[1]});
   if (values.numel() == 0) return values;
   lse = torch::stable::contiguous(lse);
   with_number(lse.scalar_type() == ScalarType::Double, [&](auto number) {

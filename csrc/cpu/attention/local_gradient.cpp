@@ -154,10 +154,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_gradient(Tensor grad, Tensor q,
                       grad.scalar_type() == lse.scalar_type(),
                   "grad: expected the shape and dtype of the result");
   const ScalarType dtype = lse.scalar_type();
-  Tensor grad_q = torch::stable::new_empty(q, {batch, heads, num_tokens, channels}, dtype);
-  Tensor grad_k = torch::stable::new_empty(k, {batch, heads, num_tokens, channels}, dtype);
-  Tensor grad_w = torch::stable::new_zeros(w, {batch, heads}, dtype);
-  Tensor grad_lse = torch::stable::new_empty(lse, {batch, heads, num_tokens}, dtype);
+  Tensor grad_q = allocate(q, {batch, heads, num_tokens, channels}, dtype);
+  Tensor grad_k = allocate(k, {batch, heads, num_tokens, channels}, dtype);
+  Tensor grad_w = allocate_zeros(w, {batch, heads}, dtype);
+  Tensor grad_lse = allocate(lse, {batch, heads, num_tokens}, dtype);
   if (q.numel() == 0) return {grad_q, grad_k, grad_w, grad_lse};
   grad = torch::stable::contiguous(grad);
   lse = torch::stable::contiguous(lse);
@@ -167,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> local_gradient(Tensor grad, Tensor q,
     const std::vector<Number> weights = read_weights<Number>(w);
     const Tokens queries(q);
     const Tensor packed_keys = pack_key_rows<Number>(k, geometry);
-    Tensor by_token = torch::stable::new_empty(q, {batch * heads, num_tokens, size}, dtype);
-    Tensor by_neighbour = torch::stable::new_empty(q, {batch * heads, num_tokens, size}, dtype);
+    Tensor by_token = allocate(q, {batch * heads, num_tokens, size}, dtype);
+    Tensor by_neighbour = allocate(q, {batch * heads, num_tokens, size}, dtype);
     auto* token_data = static_cast<Number*>(by_token.mutable_data_ptr());
     auto* neighbour_data = static_cast<Number*>(by_neighbour.mutable_data_ptr());
     const auto* grad_data = static_cast<const Number*>(grad.const_data_ptr());

@@ -51,7 +51,7 @@ template <typename Number>
 torch::stable::Tensor pack_key_rows(const torch::stable::Tensor& k, const Window& window) {
   const Tokens keys(k);
   const int64_t size = keys.channels * window.key_stride, left = window.window_width / 2;
-  torch::stable::Tensor packed = torch::stable::new_empty(k, {keys.batch * keys.heads * window.height * size}, dtype_of<Number>);
+  torch::stable::Tensor packed = allocate(k, {keys.batch * keys.heads * window.height * size}, dtype_of<Number>);
   auto* data = static_cast<Number*>(packed.mutable_data_ptr());
   torch::stable::parallel_for(0, keys.batch * keys.heads * window.height, 4, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

@@ -12,17 +12,21 @@ inline __attribute__((always_inline)) Number largest_lane(LanesOf<Number> lanes)
   for (int i = 1; i < Numbers<Number>::kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
   return m;
 }
-#if VECTOR_BYTES == 64
-template <>
-inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> lanes) {
-  return _mm512_reduce_max_ps(lanes);
-}
-#elif VECTOR_BYTES == 32
-template <>
-inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> lanes) {
+#if VECTOR_BYTES == 64 || VECTOR_BYTES == 32
+inline __attribute__((always_inline)) float largest_of_eight(__m256 lanes) {
   const __m128 half = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
   const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+template <>
+inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> lanes) {
+#if VECTOR_BYTES == 64
+  __m256 halves[2];  // GCC 12 warns about its own _mm512_reduce_max_ps
+  __builtin_memcpy(halves, &lanes, sizeof halves);
+  return largest_of_eight(_mm256_max_ps(halves[0], halves[1]));
+#else
+  return largest_of_eight(lanes);
+#endif
 }
 #endif
 

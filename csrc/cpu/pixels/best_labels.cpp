@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../allocation.h"
 #include "../dtypes.h"
 #include "../kernels/kernels.h"
 #include "../work_stealing.h"
@@ -73,7 +74,7 @@ Tensor best_labels(Tensor tokens, int64_t height, int64_t width, double threshol
   STD_TORCH_CHECK(tokens.size(3) <= INT32_MAX && fallback >= INT32_MIN && fallback <= INT32_MAX,
                   "fallback: expected 32 bits, as the index of a label has, got ", fallback);
   tokens = torch::stable::contiguous(tokens);
-  Tensor out = torch::stable::new_empty(tokens, {tokens.size(0), height, width}, ScalarType::Long);
+  Tensor out = allocate(tokens, {tokens.size(0), height, width}, ScalarType::Long);
   if (out.numel() == 0) return out;
   with_number(is_double, [&](auto number) { find_all<decltype(number)>(tokens, threshold, fallback, out); });
   return out;

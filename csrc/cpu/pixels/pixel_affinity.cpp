@@ -2,16 +2,15 @@
 
 #include "pixel_affinity.h"
 
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../dtypes.h"
 #include "../kernels/kernels.h"
 #include "../work_stealing.h"
-#include "huge_pages.h"
 #include "planes.h"
 #include "stencil.h"
 
@@ -134,10 +133,9 @@ Tensor pixel_affinity(Tensor pixels, std::vector<int64_t> grid, std::vector<int6
   const Stencil stencil(grid, offsets, clamp);
   const ScalarType dtype = bfloat16 ? ScalarType::BFloat16 : number_dtype(as_double);
   const bool all_reach = static_cast<int64_t>(stencil.offsets.size()) == columns;
-  Tensor out = all_reach ? torch::stable::new_empty(pixels, {batch, columns, tokens}, dtype)
-                         : torch::stable::new_zeros(pixels, {batch, columns, tokens}, dtype);
+  Tensor out = all_reach ? allocate(pixels, {batch, columns, tokens}, dtype)
+                         : allocate_zeros(pixels, {batch, columns, tokens}, dtype);
   if (out.numel() == 0) return out;
-  if (all_reach) prefer_huge_pages(out);
   with_number(as_double, [&](auto number) {
     using Number = decltype(number);
     PixelAffinity<Number> affinity(stencil, pixels, {static_cast<PixelKind>(kind), centres, scale, decay, normalize});

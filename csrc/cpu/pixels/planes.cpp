@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
+#include "../allocation.h"
 #include "../checks.h"
-#include "huge_pages.h"
 
 namespace nerve_kernels::cpu {
 
@@ -17,8 +17,7 @@ template <typename Number>
 Planes<Number>::Planes(const Tensor& like, const Stencil& stencil, const PlaneLayout& layout, int64_t labels)
     : stencil_(&stencil), layout_(&layout) {
   constexpr int64_t kLine = 64 / sizeof(Number);
-  storage_ = torch::stable::new_empty(like, {labels * layout.plane + kLine}, dtype_of<Number>);
-  prefer_huge_pages(storage_);
+  storage_ = allocate(like, {labels * layout.plane + kLine}, dtype_of<Number>);
   const auto address = reinterpret_cast<uintptr_t>(storage_.mutable_data_ptr());
   data_ = reinterpret_cast<Number*>(round_up(static_cast<int64_t>(address), 64));
 }

@@ -4,10 +4,10 @@
 
 #include "stencil_solve.h"
 
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../dtypes.h"
 #include "../walk/labels.h"
@@ -163,7 +163,7 @@ Tensor stencil_solve(Tensor right, Tensor values, std::vector<int64_t> grid, std
   Tensor out = right;
   with_number(is_double(right) || is_double(values), [&](auto number) {
     using Number = decltype(number);
-    Tensor wide = torch::stable::new_empty(right, {batch, tokens, labels}, dtype_of<Number>);
+    Tensor wide = allocate(right, {batch, tokens, labels}, dtype_of<Number>);
     if (wide.numel() > 0) {
       const Stencil stencil(grid, offsets, clamp);
       const MatrixBatch weights(values), from(right);

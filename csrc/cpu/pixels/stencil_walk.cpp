@@ -2,11 +2,11 @@
 
 #include "stencil_walk.h"
 
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../dtypes.h"
 #include "../walk/labels.h"
@@ -82,7 +82,7 @@ Tensor stencil_walk(Tensor seeds, std::optional<Tensor> start, Tensor values, st
       out = finish_labels<Number>(pack_labels<Number>(first, labels), seeds.scalar_type(), normalize);
       return;
     }
-    Tensor wide = torch::stable::new_empty(seeds, {batch, tokens, labels}, dtype_of<Number>);
+    Tensor wide = allocate(seeds, {batch, tokens, labels}, dtype_of<Number>);
     const Stencil stencil(grid, offsets, clamp);
     const MatrixBatch weights(values), from(first), restart(seeds);
     StencilWalk<Number> walk(stencil, weights, seeds, alpha);

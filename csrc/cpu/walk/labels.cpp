@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "../allocation.h"
+
 namespace nerve_kernels::cpu {
 
 using torch::stable::Tensor;
@@ -40,7 +42,7 @@ Tensor pack_labels(const Tensor& tensor, int64_t stride) {
   constexpr int64_t kTokensPerTask = 256;
   const MatrixBatch from(tensor);
   const int64_t tasks = (from.rows + kTokensPerTask - 1) / kTokensPerTask;
-  Tensor packed = torch::stable::new_empty(tensor, {tensor.size(0), from.rows, stride}, dtype_of<Number>);
+  Tensor packed = allocate(tensor, {tensor.size(0), from.rows, stride}, dtype_of<Number>);
   auto* data = static_cast<Number*>(packed.mutable_data_ptr());
   torch::stable::parallel_for(0, tensor.size(0) * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -81,7 +83,7 @@ Tensor finish_labels(Tensor wide, ScalarType dtype, bool normalize) {
   const bool same = wide.scalar_type() == dtype;
   if (same && !normalize) return wide;
   const int64_t tokens = wide.size(1), labels = wide.size(2), tasks = (tokens + kTokensPerTask - 1) / kTokensPerTask;
-  Tensor out = same ? wide : torch::stable::new_empty(wide, {wide.size(0), tokens, labels}, dtype);
+  Tensor out = same ? wide : allocate(wide, {wide.size(0), tokens, labels}, dtype);
   auto* data = static_cast<Number*>(wide.mutable_data_ptr());
   torch::stable::parallel_for(0, wide.size(0) * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../dtypes.h"
 #include "../work_stealing.h"
@@ -104,7 +105,7 @@ Tensor nearest_columns(Tensor products, int64_t k) {
   STD_TORCH_CHECK(tokens < std::numeric_limits<int32_t>::max(), "products: expected fewer than 2^31 columns");
   STD_TORCH_CHECK(products.scalar_type() == ScalarType::Float || is_double(products),
                   "products: expected float32 or float64, got ", products.scalar_type());
-  Tensor columns = torch::stable::new_empty(products, {rows, k}, ScalarType::Int);
+  Tensor columns = allocate(products, {rows, k}, ScalarType::Int);
   products = torch::stable::contiguous(products);
   auto* out = static_cast<int32_t*>(columns.mutable_data_ptr());
   with_number(is_double(products), [&](auto number) {
@@ -130,9 +131,9 @@ std::tuple<Tensor, Tensor, Tensor> add_transpose(Tensor columns, Tensor weights)
   const auto* from = static_cast<const int32_t*>(columns.const_data_ptr());
   for (int64_t e = 0; e < tokens * k; ++e)
     STD_TORCH_CHECK(from[e] >= 0 && from[e] < tokens, "columns: expected tokens from 0 to ", tokens - 1, ", got ", from[e]);
-  Tensor pointers = torch::stable::new_zeros(weights, {tokens + 1}, ScalarType::Long);
-  Tensor targets = torch::stable::new_zeros(weights, {2 * tokens * k}, ScalarType::Int);
-  Tensor values = torch::stable::new_zeros(weights, {2 * tokens * k});
+  Tensor pointers = allocate_zeros(weights, {tokens + 1}, ScalarType::Long);
+  Tensor targets = allocate_zeros(weights, {2 * tokens * k}, ScalarType::Int);
+  Tensor values = allocate_zeros(weights, {2 * tokens * k});
   auto* ends = static_cast<int64_t*>(pointers.mutable_data_ptr());
   auto* to = static_cast<int32_t*>(targets.mutable_data_ptr());
   const int64_t tasks = ceil_div(tokens, kRowsPerTask);

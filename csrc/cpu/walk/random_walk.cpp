@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "walk_problem.h"
 #include "walk_steps.h"
@@ -78,7 +79,7 @@ Tensor random_walk(Tensor seeds, OptionalTensor start, OptionalTensor values, Op
   problem.global_share = values.has_value() ? beta : 1;
   problem.local_share = has_global ? 1 - beta : 1;
 
-  Tensor out = torch::stable::new_empty(seeds, {problem.batch, num_tokens, problem.num_labels});
+  Tensor out = allocate(seeds, {problem.batch, num_tokens, problem.num_labels});
   if (out.numel() == 0) return out;
   with_number(as_double, [&](auto number) {
     Walk<decltype(number)> walk(problem, alpha, seeds);

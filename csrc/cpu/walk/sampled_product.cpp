@@ -2,10 +2,10 @@
 
 #include "sampled_product.h"
 
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../kernels/kernels.h"
 #include "../work_stealing.h"
@@ -30,7 +30,7 @@ Tensor sampled_product(Tensor left, Tensor p, Tensor row_pointers, Tensor column
   const GraphBatch graph = make_graph(row_pointers, columns, batch, num_tokens);
   const int64_t entries = columns.size(1);
   const bool as_double = is_double(left) || is_double(p);
-  Tensor out = torch::stable::new_zeros(p, {batch, entries}, number_dtype(as_double));
+  Tensor out = allocate_zeros(p, {batch, entries}, number_dtype(as_double));
   if (out.numel() == 0 || p.size(2) == 0) return out;
   with_number(as_double, [&](auto number) {
     using Number = decltype(number);

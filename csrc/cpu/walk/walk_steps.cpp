@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../kernels/kernels.h"
 #include "../work_stealing.h"
@@ -39,7 +40,7 @@ Walk<Number>::Walk(const WalkProblem& problem, double alpha, const Tensor& like)
   const auto padded = [&](int64_t count) { return round_up(count, alignment); };
   const bool uses_bf16 = std::is_same_v<Number, float> && Bf16Global::suits(problem);
   const int64_t bf16_numbers = uses_bf16 ? Bf16Global::numbers_needed(problem, stride_) : 0;
-  storage_ = torch::stable::new_empty(
+  storage_ = allocate(
       like, {2 * padded(labels) + buffers * padded(pooled) + bf16_numbers + alignment}, dtype_of<Number>);
   auto address = reinterpret_cast<uintptr_t>(storage_.mutable_data_ptr());
   auto* data = reinterpret_cast<Number*>((address + 63) / 64 * 64);

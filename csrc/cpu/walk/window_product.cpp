@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../allocation.h"
 #include "../checks.h"
 #include "../kernels/kernels.h"
 #include "../work_stealing.h"
@@ -33,7 +34,7 @@ Tensor window_product(Tensor values, Tensor p, std::vector<int64_t> grid, std::v
   const bool as_double = is_double(values) || is_double(p);
   set_local(problem, values, window, as_double);
   problem.local_share = 1;
-  Tensor out = torch::stable::new_empty(p, {batch, problem.num_tokens(), problem.num_labels});
+  Tensor out = allocate(p, {batch, problem.num_tokens(), problem.num_labels});
   if (out.numel() == 0) return out;
   with_number(as_double, [&](auto number) {
     using Number = decltype(number);
@@ -66,7 +67,7 @@ Tensor window_gradient(Tensor left, Tensor p, std::vector<int64_t> grid, std::ve
   check_part(left, "left", batch, num_tokens, p.size(2));
   STD_TORCH_CHECK(left.size(0) == batch, "left: expected the batch of p, ", batch, ", got ", left.size(0));
   const bool as_double = is_double(left) || is_double(p);
-  Tensor gradient = torch::stable::new_zeros(p, {batch, num_tokens, size}, number_dtype(as_double));
+  Tensor gradient = allocate_zeros(p, {batch, num_tokens, size}, number_dtype(as_double));
   if (gradient.numel() == 0 || p.size(2) == 0) return gradient;
   with_number(as_double, [&](auto number) {
     using Number = decltype(number);

@@ -8,7 +8,9 @@ coefficients: they have the spectrum in common, and the small systems stay one p
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,9 @@ MAX_BASIS = 20
 
 MAX_PRODUCTS_UNREAD = 4
 """Products between two looks at how far a cycle has come; fewer where the rate so far says that it is nearly there."""
+
+MALLOC_KEEPS = 2**25
+"""Bytes of the largest block that glibc's malloc may use again instead of giving it back."""
 
 USUAL_RATE = 0.1
 """What a product leaves of the residual, before there is a rate to go by."""
@@ -70,6 +75,21 @@ class Effort:
         return self.read(largest_magnitude(values))
 
 
+def _untouched(like: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A tensor whose values are anything. Of a large one on the CPU what is never touched takes no memory.
+
+    What malloc gives back to the system is new at every call, and to touch it for the first time in small pages costs
+    as much as several passes over it.
+    """
+    size = math.prod(sizes) * like.element_size()
+    if like.device.type != "cpu" or size <= MALLOC_KEEPS or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(sizes)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a wish, which not every system grants
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(sizes)
+
+
 def _least_residuals(hessenberg: Tensor, alpha: float, length: Tensor) -> tuple[Tensor, Tensor]:
     """(y, what is left): y minimises ‖length·e₁ − (Ī − α H) y‖, for each image."""
     rows, columns = hessenberg.shape[1:]
@@ -89,7 +109,7 @@ def _unread(goal: float, rate: float) -> int:
 def _correct(product: LinearMap, residual: Tensor, alpha: float, goal: float, effort: Effort) -> Tensor:
     """X with ‖residual − X + α·product(X)‖_∞ ≤ goal, if one cycle reaches that in the dtype of ``residual``."""
     batch, size, dtype, device = residual.shape[0], residual[0].numel(), residual.dtype, residual.device
-    basis = residual.new_empty(batch, MAX_BASIS + 1, size)
+    basis = _untouched(residual, (batch, MAX_BASIS + 1, size))
     hessenberg = torch.zeros(batch, MAX_BASIS + 1, MAX_BASIS, dtype=torch.float64, device=device)
     length = torch.linalg.vector_norm(residual.flatten(1), dim=1, keepdim=True, dtype=torch.float64)
 
@@ -133,14 +153,15 @@ def correct_in_cycles(
     ``cycle(r, goal)`` gives an X with a residual of about ``goal`` for a right-hand side r of norm 1, in r's dtype: the
     first of ``dtypes``, and the next one where a cycle has failed.
     """
-    best, residual, norm = torch.zeros_like(right), right, norm_of(right)
+    best, residual, norm = right.new_zeros(()).expand_as(right), right, norm_of(right)
     for dtype in dtypes:
         failed = False
         while target < norm < math.inf and not failed:
             # scaled to 1, so that a residual of any size keeps its digits in float32
             goal = max(target / norm, ROUNDING[dtype] / (1 - alpha))
-            x = best + norm * cycle((residual / norm).to(dtype), goal)
-            left = right - x + alpha * wide(x)
+            scaled = torch.div(residual, norm, out=residual.new_empty(residual.shape, dtype=dtype))
+            x = torch.add(best, cycle(scaled, goal), alpha=norm)
+            left = torch.sub(right, x).add_(wide(x), alpha=alpha)
             new_norm = norm_of(left)
             failed = not new_norm / norm < SLOWEST
             if new_norm < norm:
