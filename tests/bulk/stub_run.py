@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from nerve_kernels.bulk.rows import table_of
+from nerve_kernels.bulk.rows import SCHEMA
 from nerve_kernels.bulk.runner import Resources, Run, run
+from nerve_kernels.bulk.sources import find_sources
 
 
 class StubSegmenter:
@@ -22,16 +24,17 @@ class StubSegmenter:
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> Any:
         time.sleep(self._seconds * len(batch["id"]))
-        return table_of(
+        rows = [
             {"id": str(one), "source": str(source), "weights": "stub", "error": error or None}
             for one, source, error in zip(batch["id"], batch["source"], batch["error"], strict=True)
-        )
+        ]
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def main() -> None:
     folder, out, seconds, actors, address = sys.argv[1:]
     wanted = Run(
-        [folder],
+        find_sources([folder]),
         out,
         {"seconds": float(seconds)},
         {"stub": True},

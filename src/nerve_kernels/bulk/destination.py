@@ -39,6 +39,7 @@ ENTRIES = pa.schema(
         ("column", pa.string()),
         ("start", pa.int64()),
         ("size", pa.int64()),
+        ("error", pa.string()),
     ]
 )
 """Of ``inputs.parquet``."""
@@ -72,7 +73,7 @@ class Destination:
         try:
             there = self._entries()
             if DESCRIPTION in there and self._files(self.rows):
-                found = difference(self._read_description(), plain)
+                found = difference(self.description(), plain)
                 if found:
                     raise ValueError(
                         f"out: {self.place} holds a run with {found}; rows of different runs are not mixed, so choose "
@@ -142,6 +143,21 @@ class Destination:
         files = self._files(self.rows)
         return ds.dataset(files, filesystem=self.filesystem) if files else ds.dataset(pa.table({}))
 
+    def description(self) -> Any:
+        """What the rows were made with.
+
+        Raises:
+            ValueError: it is damaged.
+            OSError: it is not there.
+        """
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{DESCRIPTION}") as file:
+                return json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"out: {self.place}/{DESCRIPTION} is damaged ({_first_line(error)}); choose another destination"
+            ) from None
+
     def weights(self) -> str | None:
         """The digest of the models that made the rows which are there."""
         files = self._files(self.rows)
@@ -166,15 +182,6 @@ class Destination:
             raise ValueError(f"out: expected a folder, got the file {self.place}")
         selector = fs.FileSelector(self.path, allow_not_found=True)
         return {one.base_name for one in self.filesystem.get_file_info(selector)}
-
-    def _read_description(self) -> Any:
-        try:
-            with self.filesystem.open_input_file(f"{self.path}/{DESCRIPTION}") as file:
-                return json.loads(file.read())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"out: {self.place}/{DESCRIPTION} is damaged ({_first_line(error)}); choose another destination"
-            ) from None
 
     def _write(self, name: str, content: bytes) -> None:
         part = f"{self.path}/{name}.part"

@@ -30,6 +30,8 @@ def export(destination: Destination, folder: Path, formats: Sequence[str]) -> in
     Raises:
         ValueError: there are no rows, or two images lead to the same file.
     """
+    if "sha256" in destination.table().schema.names:
+        raise ValueError(f"RUN: expected masks, got features in {destination.place}; ask nerve-bulk query for masks")
     labels: dict[str, None] = {}
     root: str | None = None
     for row in _rows(destination, ["source", "labels", "error"]):

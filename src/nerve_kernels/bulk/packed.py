@@ -34,6 +34,7 @@ class Entry(NamedTuple):
         column: of a table's rows; None: bytes of the file.
         start: the first byte, or the row.
         size: how many bytes.
+        error: what was wrong with it already, in an earlier run.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Entry(NamedTuple):
     column: str | None = None
     start: int | None = None
     size: int | None = None
+    error: str | None = None
 
 
 def is_packed(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,21 @@ SCHEMA = pa.schema(
     ]
 )
 
+FEATURES_SCHEMA = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in ("id", "source", "height", "width")),
+        ("file", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        *(SCHEMA.field(name) for name in ("config", "weights", "seconds", "error")),
+    ]
+)
+
+
+def seconds_of(phases: Sequence[Phase]) -> list[tuple[str, float]]:
+    """By phase."""
+    return [(one.name, one.seconds) for one in summed(list(phases))]
+
 
 def row_of(segmentation: Segmentation, phases: Sequence[Phase]) -> dict[str, Any]:
     """What a segmentation says: of each label that occurs its mask, area and mean probability inside."""
@@ -48,10 +63,4 @@ def row_of(segmentation: Segmentation, phases: Sequence[Phase]) -> dict[str, Any
         for label, mask in segmentation.masks().items()
     ]
     image = segmentation.image
-    seconds = [(one.name, one.seconds) for one in summed(list(phases))]
-    return {"height": image.height, "width": image.width, "labels": labels, "seconds": seconds}
-
-
-def table_of(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """Rows in the types above; what a row does not say is null."""
-    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    return {"height": image.height, "width": image.width, "labels": labels, "seconds": seconds_of(phases)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.exceptions import ExecutionTimeoutError
 
 from .destination import Destination
+from .packed import Entry
 from .progress import Observer
 from .reading import BATCH, ImageList, read_images
 from .segmenter import Segmenter
-from .sources import find_sources
 
 STALL_TIMEOUT = 900.0
 ROWS_PER_FILE = 500
@@ -58,23 +58,23 @@ class Run:
     """What is asked for.
 
     Args:
-        sources: as :func:`~.sources.find_sources` takes them.
-        column: likewise.
+        entries: the images, such as :func:`~.sources.find_sources` gives them.
         out: the destination.
         segmenter: keyword arguments of the segmenter.
         description: what rows depend on; a destination that was made with another is refused.
         rows_per_file: of the Parquet files; what is lost by a kill is less than so many rows a task.
         stall_timeout: seconds without any movement after which the run is given up.
+        decode: whether the segmenter wants images; else it gets the entries.
     """
 
-    sources: Sequence[str]
+    entries: Iterable[Entry]
     out: str
     segmenter: Mapping[str, Any]
     description: Mapping[str, Any]
     resources: Resources = field(default_factory=Resources)
     rows_per_file: int = ROWS_PER_FILE
     stall_timeout: float = STALL_TIMEOUT
-    column: str | None = None
+    decode: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def run(
     destination = Destination(wanted.out)
     destination.open(dict(wanted.description))
     # As many as a file holds, so that a few images are shared out too and millions do not make millions of tasks.
-    count = destination.write_inputs(
-        find_sources(wanted.sources, wanted.column), rows_per_group=min(wanted.rows_per_file, 64)
-    )
+    count = destination.write_inputs(wanted.entries, rows_per_group=min(wanted.rows_per_file, 64))
     resumed = destination.finished()
     if on_start is not None:
         on_start(count, resumed)
@@ -200,23 +198,23 @@ def _execute(wanted: Run, destination: Destination, kind: type, on_rows: Callabl
     readers = max(1, int(cluster.get("CPU", 1.0)) // 2)
     images = ImageList(destination.filesystem, destination.inputs)
     arguments = {**wanted.segmenter, "weights": destination.weights()}
-    (
-        ray.data.read_datasource(images, override_num_blocks=len(images), num_cpus=TASK_CPUS, concurrency=1)
-        .map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS, concurrency=readers)
-        .map_batches(
-            kind,
-            fn_constructor_kwargs=arguments,
-            batch_size=max(BATCH, 2 * wanted.segmenter.get("batch", 1)),  # of which some are of one size
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=wanted.resources.gpus_per_actor,
+    data = ray.data.read_datasource(images, override_num_blocks=len(images), num_cpus=TASK_CPUS, concurrency=1)
+    if wanted.decode:
+        data = data.map_batches(
+            read_images, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS, concurrency=readers
         )
-        .write_parquet(
-            destination.rows,
-            filesystem=destination.filesystem,
-            filename_provider=destination.take_over(),
-            min_rows_per_file=wanted.rows_per_file,
-            ray_remote_args={"num_cpus": TASK_CPUS},
-            concurrency=max(1, readers // 4),
-        )
+    data.map_batches(
+        kind,
+        fn_constructor_kwargs=arguments,
+        batch_size=max(BATCH, 2 * wanted.segmenter.get("batch", 1)),  # of which some are of one size
+        compute=ActorPoolStrategy(size=actors),
+        num_cpus=cpus,
+        num_gpus=wanted.resources.gpus_per_actor,
+    ).write_parquet(
+        destination.rows,
+        filesystem=destination.filesystem,
+        filename_provider=destination.take_over(),
+        min_rows_per_file=wanted.rows_per_file,
+        ray_remote_args={"num_cpus": TASK_CPUS},
+        concurrency=max(1, readers // 4),
     )

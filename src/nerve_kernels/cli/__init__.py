@@ -63,7 +63,7 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
 
 
 def bulk(arguments: Sequence[str] | None = None) -> None:
-    """Run ``nerve-bulk``, or ``nerve-bulk export``, and leave with its exit code, as ``nerve-segment`` does.
+    """Run ``nerve-bulk``, its ``export`` or its ``query``, and leave with its exit code, as ``nerve-segment`` does.
 
     Args:
         arguments: None: those of the process.
@@ -72,8 +72,8 @@ def bulk(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["export"]:
-        _run("nerve-bulk export", "nerve_kernels.cli.bulk_export_command", given[1:], bulk=BULK)
+    if given[:1] in (["export"], ["query"]):
+        _run(f"nerve-bulk {given[0]}", f"nerve_kernels.cli.bulk_{given[0]}_command", given[1:], bulk=BULK)
     _run("nerve-bulk", "nerve_kernels.cli.bulk_command", given, bulk=BULK)
 
 

@@ -134,6 +134,10 @@ class ImageFeatures:
                 ``NERVE_KERNELS_STATISTICS_MEMORY`` allows.
             OSError: where it cannot be written.
         """
+        return write_atomic(path, self.to_bytes(statistics=statistics))
+
+    def to_bytes(self, *, statistics: bool = False) -> bytes:
+        """What :meth:`save` writes."""
         kept = self._statistics() if statistics else None
         tensors: dict[str, torch.Tensor] = {
             "image": torch.from_numpy(np.array(self.image)),
@@ -155,7 +159,7 @@ class ImageFeatures:
             "made_by": None if self.made_by is None else _identity(self.made_by),
             "statistics": None if kept is None else statistics_form(kept, self.config.global_sharpness),
         }
-        return write_atomic(path, pack(tensors, description))
+        return pack(tensors, description)
 
     def _statistics(self) -> AttentionStatistics:
         found = None if self.builder is None else self.builder.statistics(self.config)

@@ -61,12 +61,18 @@ def load_models(
     options: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
     if options and families[0] not in (STABLE_DIFFUSION, DIFFUSION_TRANSFORMER):
         raise ValueError(refusal("autoencoder", "none, for this source of attention has no latent", repr(autoencoder)))
-    models: list[Any] = []
-    for family, source, more in zip(families, sources, (options, {}), strict=True):
-        module, _, name = family.partition(":")
-        loader = getattr(importlib.import_module(module), name)
-        models.append(loader.from_pretrained(source, device=device, dtype=dtype, **more))
-    return dict(zip(("attention", "text_image"), models, strict=True))
+    return {
+        role: load_model(family, source, device=device, dtype=dtype, **more)
+        for role, family, source, more in zip(
+            ("attention", "text_image"), families, sources, (options, {}), strict=True
+        )
+    }
+
+
+def load_model(family: str, source: str | os.PathLike[str], **options: Any) -> Any:
+    """One of them."""
+    module, _, name = family.partition(":")
+    return getattr(importlib.import_module(module), name).from_pretrained(source, **options)
 
 
 def _model_type(source: str | os.PathLike[str]) -> str | None:
