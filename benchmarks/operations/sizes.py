@@ -27,6 +27,8 @@ SD15_16_BATCH_32 = layer("SD 1.5 at 512²", 16, 8, 160, batch=32)
 PIXART_64 = layer("PixArt at 1024²", 64, 16, 72)
 FLUX_64 = layer("FLUX at 1024²", 64, 24, 128)
 TWENTY_HEADS_64 = layer("twenty heads", 64, 20, 64)
+THREE_LAYERS_64 = layer("three layers", 64, 24, 40)
+THREE_LAYERS_32 = layer("three layers", 32, 24, 80)
 SD15_64_88 = Size("SD 1.5 at 512 × 704, 64 × 88, 8 heads, d = 40", (64, 88), heads=8, head_size=40)
 LAYERS = (SD15_64, SD15_32, SD15_16, SD21_96, SDXL_64, SDXL_32, SD15_32_BATCH_8, SD15_16_BATCH_32)
 

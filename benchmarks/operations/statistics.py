@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from benchmarks.operations import sizes
@@ -23,12 +24,40 @@ from torch import Tensor
 import nerve_kernels as nk
 from nerve_kernels import reference
 
+LAYERS = 3
+
 
 def _statistics(problem: Problem, backend: str | None) -> nk.AttentionStatistics:
     size = problem.size
     return nk.attention_statistics(
         problem.q, problem.k, grid=size.grid, window=size.window, cells=size.cells, backend=backend
     )
+
+
+def _three_layers(problem: Problem, backend: str | None) -> Call:
+    q, k, size = problem.q.chunk(LAYERS, dim=1), problem.k.chunk(LAYERS, dim=1), problem.size
+    grids = [size.grid] * LAYERS
+
+    def call() -> Tensor:
+        stats = nk.attention_statistics(q, k, grids=grids, window=size.window, cells=size.cells, backend=backend)
+        S = stats.affinity(nk.head_weights(stats.entropy, num_keys=[size.tokens] * LAYERS), backend=backend)
+        return torch.cat([S.local.values, S.low_rank.u], dim=-1)
+
+    return call
+
+
+def _three_layers_a_pass_each(problem: Problem) -> Call:
+    q, k, size = problem.q.chunk(LAYERS, dim=1), problem.k.chunk(LAYERS, dim=1), problem.size
+    grids = [size.grid] * LAYERS
+
+    def call() -> Tensor:
+        entropies, lses = zip(*map(partial(nk.attention_entropy, return_lse=True), q, k), strict=True)
+        w = nk.head_weights(entropies, num_keys=[size.tokens] * LAYERS)
+        local = nk.local_affinity(q, k, w, grids=grids, window=size.window, lse=lses)
+        global_part = nk.global_affinity(q, k, w, grids=grids, cells=size.cells, lse=lses)
+        return torch.cat([local.values, global_part.u], dim=-1)
+
+    return call
 
 
 def _weighed(stats: nk.AttentionStatistics, size: Size, backend: str | None) -> Tensor:
@@ -117,4 +146,15 @@ AFTERWARDS = Operation(
     quick=(sizes.SD15_32,),
 )
 
-ALL = (A_PASS_EACH, ONE_LOOK, AFTERWARDS)
+# the same heads as of one layer: what is fused does not depend on how they are divided
+THREE_LAYERS = replace(
+    ONE_LOOK,
+    name="both affinities from one look at three layers",
+    ours=_three_layers,
+    baseline=PASSES.name,
+    peers=(replace(PASSES, prepare=_three_layers_a_pass_each),),
+    sizes=(sizes.THREE_LAYERS_64,),
+    quick=(sizes.THREE_LAYERS_32,),
+)
+
+ALL = (A_PASS_EACH, ONE_LOOK, AFTERWARDS, THREE_LAYERS)

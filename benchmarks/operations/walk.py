@@ -93,11 +93,9 @@ def _refine(problem: Problem, backend: str | None) -> Call:
     q, k, seeds, size = problem.q, problem.k, problem.seeds, problem.size
 
     def call() -> Tensor:
-        entropy, lse = nk.attention_entropy(q, k, return_lse=True, backend=backend)
-        w = nk.head_weights(entropy, num_keys=size.tokens)
-        local = nk.local_affinity(q, k, w, grid=size.grid, window=size.window, lse=lse, backend=backend)
-        global_part = nk.global_affinity(q, k, w, grid=size.grid, cells=size.cells, lse=lse, backend=backend)
-        return nk.random_walk(seeds, nk.mix(global_part, local), alpha=ALPHA, steps=size.steps, backend=backend)
+        stats = nk.attention_statistics(q, k, grid=size.grid, window=size.window, cells=size.cells, backend=backend)
+        S = stats.affinity(nk.head_weights(stats.entropy, num_keys=size.tokens), backend=backend)
+        return nk.random_walk(seeds, S, alpha=ALPHA, steps=size.steps, backend=backend)
 
     return call
 
@@ -294,8 +292,8 @@ REFINE = Operation(
     reference=lambda p: _refine_naive(p)(),
     work=lambda size: Work(
         layer_work(size).bytes + _walk_work(size).bytes,
-        layer_work(size, passes=2).operations + _walk_work(size).operations,
-        layer_work(size, passes=2).exponentials,
+        layer_work(size).operations + _walk_work(size).operations,
+        layer_work(size).exponentials,
     ),
     extra_bytes=lambda size: 64 * MEBIBYTE + _window_memory(size) + 16 * size.batch * size.tokens * size.cells**2,
     baseline="CLIPer-style chain, re-associated",
