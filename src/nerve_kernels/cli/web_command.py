@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help=f"one of {', '.join(PRESETS)} (%(default)s)")
     parser.add_argument("--diffusion", help="Stable Diffusion, FLUX, PixArt, DINO or ViT: a folder or a hub id")
-    parser.add_argument("--clip", help="CLIP or SigLIP: a folder or a hub id")
+    parser.add_argument("--clip", help="CLIP, OpenCLIP or SigLIP: a folder or a hub id")
     parser.add_argument("--autoencoder", help="in place of the checkpoint's VAE, such as madebyollin/taesd")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16; by default what the device computes fastest")

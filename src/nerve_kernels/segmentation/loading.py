@@ -33,6 +33,7 @@ def load_part(
     config: str,
     weights: str | None = None,
     subfolder: str | None = None,
+    conversion: Callable[[Path], str] | None = None,
     **options: Any,
 ) -> Any:
     """Call a library's ``from_pretrained``, judge what it reads and what it loaded, and say failures in one sentence.
@@ -45,6 +46,7 @@ def load_part(
         weights: the file of a part that has weights; those are read as safetensors, never pickles, and must be all
             that the config asks for.
         subfolder: the part of a Stable Diffusion checkpoint.
+        conversion: the command that converts pickles in a folder; None: by the class that `load` is of.
         options: handed on to `load`.
 
     Returns:
@@ -80,7 +82,8 @@ def load_part(
         if weights is not None and local and not any(file.suffix == ".safetensors" for file in read):
             part = Path(source).expanduser() / (subfolder or "")
             if any(part.glob("*.bin")):
-                raise ValueError(f"{NO_PICKLES} If you trust them, convert them: {_conversion(load, part)}")
+                command = _conversion(load, part) if conversion is None else conversion(part)
+                raise ValueError(f"{NO_PICKLES} If you trust them, convert them: {command}")
         if weights is None:
             return load(str(folder or name), **options)
         # Weights of another shape are then told by name, as missing ones are, and refused like them.
@@ -135,10 +138,19 @@ def _check_files(find: Callable[[str], Path | None], config: str, weights: str |
         files = [index.with_name(name) for name in check_index(index)]
     if not files or not all(file.is_file() for file in files):
         return read + files  # the library says what it misses, or fetches it
+    check_room(config, sizes, files)
+    return read + files
+
+
+def check_room(config: str, sizes: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Refuse a config that describes more numbers than the files of its weights have bytes.
+
+    Raises:
+        ValueError: names the config, with both.
+    """
     least, stored = least_parameters(sizes), sum(file.stat().st_size for file in files)
     if least > stored:  # every number takes a byte or more
         raise ValueError(f"{config} describes at least {least} numbers, but its weights are {stored} bytes in all.")
-    return read + files
 
 
 def _conversion(load: Any, folder: Path) -> str:
@@ -191,11 +203,13 @@ def _note_part(argument: str, source: str | os.PathLike[str], files: list[Path],
 
 
 def check_vocabulary(tokenizer: Any, text_config: Any, *, argument: str) -> None:
-    """Refuse a tokenizer that gives numbers for which the text model has no embedding, and a model without an end mark.
+    """Refuse a tokenizer without words, or with more than the text model embeds, and a model without an end mark.
 
     Raises:
         ModelLoadError: with both sizes, or with what stands for the end mark's number.
     """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes of a folder without its files
+        raise ModelLoadError(f"{argument}: expected tokenizer.json, or vocab.json and merges.txt; got no tokenizer")
     if len(tokenizer) > text_config.vocab_size:
         raise ModelLoadError(
             f"{argument}: the tokenizer has {len(tokenizer)} tokens and the text model {text_config.vocab_size}; "

@@ -18,6 +18,7 @@ STABLE_DIFFUSION = "nerve_kernels.segmentation.attention.diffusion:DiffusionFeat
 DIFFUSION_TRANSFORMER = "nerve_kernels.segmentation.attention.diffusion_transformer:DiffusionTransformerFeatures"
 VISION_TRANSFORMER = "nerve_kernels.segmentation.attention.vision_transformer:VisionTransformerFeatures"
 CLIP = "nerve_kernels.segmentation.text_image.clip:DenseClip"
+OPEN_CLIP = "nerve_kernels.segmentation.text_image.open_clip:DenseOpenClip"
 SIGLIP = "nerve_kernels.segmentation.text_image.siglip:DenseSiglip"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded"
 
@@ -32,7 +33,8 @@ LICENCES: Mapping[str, str] = MappingProxyType(
         "madebyollin/taesd": "MIT",
         "madebyollin/taesdxl": "MIT",
         "facebook/dinov2-base": "Apache-2.0",
-        "openai/clip-vit-base-patch16": "MIT",
+        "timm/vit_base_patch16_clip_224.openai": "MIT",
+        "laion/CLIP-ViT-B-16-laion2B-s34B-b88K": "MIT",
         "openai/clip-vit-large-patch14": "MIT",
         "google/siglip2-base-patch16-224": "Apache-2.0",
     }
@@ -74,8 +76,8 @@ class Preset:
 
 _STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _STABLE_DIFFUSION_XL = "stabilityai/stable-diffusion-xl-base-1.0"
-# By id transformers reads safetensors of it from a conversion that the hub keeps beside its main branch.
-_CLIP_B16 = "openai/clip-vit-base-patch16"
+# OpenAI's weights as safetensors: the main branch of openai/clip-vit-base-patch16 has none.
+_CLIP_B16 = "timm/vit_base_patch16_clip_224.openai"
 _CLIP_L14 = "openai/clip-vit-large-patch14"
 _SIGLIP_2 = "google/siglip2-base-patch16-224"
 # One pass in place of an autoencoder and a UNet. The window alone, information weights, half restart: what was best on
@@ -123,6 +125,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd15-clip-b16": Preset(
             diffusion=_STABLE_DIFFUSION_15,
             clip=_CLIP_B16,
+            text_image_family=OPEN_CLIP,
             description="Stable Diffusion 1.5 with CLIP ViT-B/16, from the hub",
             settings={"layers": ("up_blocks.3.*",)},
         ),
@@ -130,6 +133,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd15-clip-b16-fast": Preset(
             diffusion=_STABLE_DIFFUSION_15,
             clip=_CLIP_B16,
+            text_image_family=OPEN_CLIP,
             description="the same with a tiny autoencoder and the UNet's first layers",
             settings={"layers": ("down_blocks.0.*",)},
             autoencoder="madebyollin/taesd",
@@ -179,9 +183,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "dinov2-clip-b16": Preset(
             diffusion="facebook/dinov2-base",
             clip=_CLIP_B16,
+            text_image_family=OPEN_CLIP,
             description="DINOv2 ViT-B/14 with CLIP ViT-B/16, from the hub: the fastest for photographs without a GPU",
             settings=_OF_VISION_TRANSFORMERS,
             attention_family=VISION_TRANSFORMER,
+        ),
+        "dinov2-laion-b16": Preset(
+            diffusion="facebook/dinov2-base",
+            clip="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+            description="DINOv2 ViT-B/14 with LAION's CLIP ViT-B/16, from the hub",
+            settings=_OF_VISION_TRANSFORMERS,
+            attention_family=VISION_TRANSFORMER,
+            text_image_family=OPEN_CLIP,
         ),
         "dinov2-siglip2": Preset(
             diffusion="facebook/dinov2-base",
@@ -211,7 +224,7 @@ def find_preset(name: str) -> Preset:
 
     Example:
         >>> find_preset("sd15-clip-b16").clip
-        'openai/clip-vit-base-patch16'
+        'timm/vit_base_patch16_clip_224.openai'
         >>> find_preset("sd15-clip-b61")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...

@@ -31,6 +31,13 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_position_embeddings": (1, 8192),
     "image_size": (1, 8192),
     "patch_size": (1, 1024),
+    # open_clip
+    "embed_dim": (1, 16384),
+    "width": (1, 16384),
+    "layers": (1, 128),
+    "heads": (1, 512),
+    "head_width": (1, 16384),
+    "context_length": (1, 8192),
     # diffusers: UNet, VAE
     "block_out_channels": (1, 16384),
     "layers_per_block": (1, 64),

@@ -16,12 +16,14 @@ from nerve_kernels.segmentation.loading import check_folder, is_local
 from nerve_kernels.segmentation.presets import (
     CLIP,
     DIFFUSION_TRANSFORMER,
+    OPEN_CLIP,
     SIGLIP,
     STABLE_DIFFUSION,
     VISION_TRANSFORMER,
 )
 
 from . import hub
+from .open_clip import CONFIG as OPEN_CLIP_CONFIG
 
 
 def attention_family(source: str | os.PathLike[str]) -> str:
@@ -38,8 +40,18 @@ def attention_family(source: str | os.PathLike[str]) -> str:
 
 
 def text_image_family(source: str | os.PathLike[str]) -> str:
-    """Where the class is that loads a checkpoint for its patches and words; what is not SigLIP is taken for CLIP."""
-    return SIGLIP if _model_type(source) == "siglip" else CLIP
+    """Where the class is that loads a checkpoint for its patches and words.
+
+    One that open_clip can read is taken as such where transformers could not, which may find a config of its own
+    there, with pickled weights or none. What is neither that nor SigLIP is taken for CLIP.
+    """
+    kind = _model_type(source)
+    if kind == "siglip":
+        return SIGLIP
+    if _find(source, OPEN_CLIP_CONFIG) is None:
+        return CLIP
+    readable = kind is not None and any(_find(source, f"model.safetensors{more}") for more in ("", ".index.json"))
+    return CLIP if readable else OPEN_CLIP
 
 
 def load_models(

@@ -103,7 +103,7 @@ class DenseClip:
         tokenizer: CLIPTokenizer = load_part(
             CLIPTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json"
         )
-        return cls._assembled(source, model, tokenizer, device, dtype)
+        return cls._assembled(source, model, tokenizer, pixel_statistics(source, argument="clip"), device, dtype)
 
     @classmethod
     def _assembled(
@@ -111,14 +111,14 @@ class DenseClip:
         source: str | os.PathLike[str],
         model: Any,
         tokenizer: Any,
+        statistics: tuple[Sequence[float], Sequence[float]],
         device: torch.device,
         dtype: str | torch.dtype | None,
     ) -> Self:
         """The parts of a checkpoint, checked against each other, as one."""
         check_vocabulary(tokenizer, model.config.text_config, argument="clip")
-        mean, std = pixel_statistics(source, argument="clip")
         freeze(model, device, choose_dtype(dtype, device))
-        loaded = cls(model=model, tokenizer=tokenizer, mean=mean, std=std)
+        loaded = cls(model=model, tokenizer=tokenizer, mean=statistics[0], std=statistics[1])
         if not 0 < loaded.logit_scale < math.inf:
             raise ModelLoadError(f"clip: the logit_scale of {source} gives {loaded.logit_scale}; expected a number > 0")
         return loaded

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as functional
 
 from nerve_kernels._operators.checks import refusal
+from nerve_kernels.segmentation.checkpoints.preprocessor import pixel_statistics
 from nerve_kernels.segmentation.extras import require_extra
 from nerve_kernels.segmentation.loading import (
     ModelLoadError,
@@ -64,7 +65,7 @@ class DenseSiglip(DenseClip):
         tokenizer = load_part(AutoTokenizer.from_pretrained, source, argument="clip", config="tokenizer_config.json")
         if tokenizer.pad_token_id is None:
             raise ModelLoadError("clip: tokenizer_config.json: expected a pad_token: the text tower reads full lengths")
-        return cls._assembled(source, model, tokenizer, device, dtype)
+        return cls._assembled(source, model, tokenizer, pixel_statistics(source, argument="clip"), device, dtype)
 
     def _embed_prompts(self, prompts: list[str]) -> torch.Tensor:
         """Every token looks at every other, padding included, as in training: nothing of one prompt serves another."""
