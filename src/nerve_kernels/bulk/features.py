@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ class Querier:
         text_image = load_model(family, source, device=device, dtype=dtype)
         self._pipeline = NervePipeline(attention=_NoAttention(), text_image=text_image, config=config)
         self._labels, self._destination = labels, Destination(features)
+        self._made_by: Any = None
         made_by = self._destination.weights()
         self._digests = {"config": digest(repr(labels), config.to_json()), "weights": made_by}
 
@@ -123,7 +125,7 @@ class Querier:
                 with recording_phases() as phases:
                     try:
                         with phase(READ):
-                            features = self._load(str(one["file"]))
+                            features = self._checked(self._load(str(one["file"])))
                         row |= row_of(
                             self._pipeline.segment(features, self._labels, config=self._pipeline.config), phases
                         )
@@ -133,6 +135,14 @@ class Querier:
                     let_go()
             rows.append(row)
         return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    def _checked(self, features: ImageFeatures) -> ImageFeatures:
+        """Made with these weights; their fingerprint is compared when it changes, for it takes as long as the words."""
+        text_image = self._pipeline.text_image
+        if features.made_by is None or features.made_by != self._made_by:
+            features.check_source(text_image)
+            self._made_by = features.made_by
+        return replace(features, made_by=text_image)
 
     def _load(self, file: str) -> ImageFeatures:
         path, device = f"{self._destination.path}/{file}", self._pipeline.text_image.device
