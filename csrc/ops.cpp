@@ -13,6 +13,7 @@
 //                                            float scale, float sharpness, bool bfloat16)
 //                                            -> (Tensor, Tensor, Tensor, Tensor, Tensor)
 //   nerve_kernels::_fuse_attention_maps_cpp(Tensor maps, Tensor w, bool widen) -> Tensor
+//   nerve_kernels::_fuse_attention_maps_backward_cpp(Tensor grad, Tensor maps, Tensor w) -> (Tensor, Tensor)
 //   nerve_kernels::_local_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] window,
 //                                      float scale, bool normalize) -> Tensor
 //   nerve_kernels::_global_affinity_cpp(Tensor q, Tensor k, Tensor w, Tensor lse, SymInt[] grid, SymInt[] cells,
@@ -54,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(nerve_kernels, CPU, m) {
   m.impl("_attention_map_entropy_cpp", TORCH_BOX(&nerve_kernels::cpu::attention_map_entropy));
   m.impl("_fuse_attention_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention));
   m.impl("_fuse_attention_maps_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps));
+  m.impl("_fuse_attention_maps_backward_cpp", TORCH_BOX(&nerve_kernels::cpu::fuse_attention_maps_backward));
   m.impl("_local_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::local_affinity));
   m.impl("_local_gradient_cpp", TORCH_BOX(&nerve_kernels::cpu::local_gradient));
   m.impl("_global_affinity_cpp", TORCH_BOX(&nerve_kernels::cpu::global_affinity));

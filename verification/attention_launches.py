@@ -18,6 +18,7 @@ from nerve_kernels._triton.attention import (
     attention_statistics,
     fuse_attention,
     fuse_attention_maps,
+    fuse_attention_maps_gradient,
     global_affinity,
     local_affinity,
 )
@@ -125,5 +126,10 @@ def map_launches(dtype: torch.dtype) -> dict[str, list[Launch]]:
     return {
         "attention_map_entropy": [attention_map_entropy.plan(maps, entropy)],
         "fuse_attention_maps": [fuse_attention_maps.plan(maps, _empty(1, HEADS), fused)],
+        "fuse_attention_maps_backward": [
+            fuse_attention_maps_gradient.plan(
+                _empty(1, tokens, tokens), maps, _empty(1, HEADS), maps, _empty(1, 2 * tokens, HEADS)
+            )
+        ],
         "best_labels": [best_labels.plan(planes, labels, 0.5, -1)],
     }

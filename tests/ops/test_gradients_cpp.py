@@ -32,8 +32,7 @@ def pulled(function: Function, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     with recording_choices() as choices:
         found = torch.autograd.grad(loss, leaves)
     for operation, backend in choices:
-        # gradients of what is kept are taken in plain torch
-        assert backend == "cpp" or operation == "fuse_attention_maps_backward", operation
+        assert backend == "cpp", operation
     return list(found)
 
 

@@ -35,7 +35,7 @@ def test_head_sizes(operation, head_size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("operation", ["attention_map_entropy", "fuse_attention_maps"])
+@pytest.mark.parametrize("operation", ["attention_map_entropy", "fuse_attention_maps", "fuse_attention_maps_gradient"])
 def test_explicit_maps(operation, dtype):
     PROBLEMS[operation](run_of(operation), 0, dtype)
 

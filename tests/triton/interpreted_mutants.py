@@ -113,6 +113,16 @@ MUTANTS = {
     "fused maps: weights are left out": (
         "fuse_attention_maps", "fuse_attention_maps", "total += weight * tl", "total += tl", {},
     ),
+    "gradient of fused maps: weights are left out": (
+        "fuse_attention_maps_gradient", "fuse_attention_maps_gradient", "(weight * g)", "g", {},
+    ),
+    "gradient of fused maps: all heads are the first": (
+        "fuse_attention_maps_gradient", "fuse_attention_maps_gradient", "base += maps_head * MAPS_ALIGN", "pass", {},
+    ),
+    "gradient of fused maps: blocks share a place": (
+        "fuse_attention_maps_gradient", "fuse_attention_maps_gradient",
+        "sums + program * heads", "sums + batch * heads", {},
+    ),
     "labels: the last of the best": ("best_labels", "best_labels", "value > best", "value >= best", {}),
     "labels: the last is forgotten": ("best_labels", "best_labels", "range(count)", "range(count - 1)", {}),
     "labels: pixels have no centres": ("best_labels", "best_labels", "+ 0.5) - 0.5", ") * 1.0", {}),

@@ -221,6 +221,18 @@ def fuse_attention_maps(
     assert relative_error(fused, reference.fuse_attention_maps(maps, w)) < OUTPUT_TOLERANCE[dtype]
 
 
+def fuse_attention_maps_gradient(
+    run: Callable[..., Any], head_size: int, dtype: torch.dtype, queries: int = 9, keys: int = 261
+) -> None:
+    maps, w = _maps(dtype, queries, keys), random_weights(4, 2, 3)
+    grad = torch.randn(2, queries, keys, generator=torch.Generator().manual_seed(6))
+    grad_maps, grad_w = run(grad, maps, w)
+    assert grad_maps.dtype == dtype
+    wide_grad, wide_maps = grad.double(), maps.double()
+    assert relative_error(grad_maps, w.double()[:, :, None, None] * wide_grad[:, None]) < OUTPUT_TOLERANCE[dtype]
+    assert relative_error(grad_w, torch.einsum("bnk,bhnk->bh", wide_grad, wide_maps)) < TOLERANCE
+
+
 def best_labels(
     run: Callable[..., Any],
     head_size: int,
@@ -254,6 +266,7 @@ PROBLEMS = {
         local_gradient,
         attention_map_entropy,
         fuse_attention_maps,
+        fuse_attention_maps_gradient,
         best_labels,
     )
 }

@@ -31,6 +31,8 @@ Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale);
 Tensor attention_map_entropy(Tensor maps);
 Tensor fuse_attention(Tensor q, Tensor k, Tensor w, Tensor lse, double scale);
 Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen);
+// dA of every head and dw; grad is (B, 1, N, N_k).
+std::tuple<Tensor, Tensor> fuse_attention_maps_backward(Tensor grad, Tensor maps, Tensor w);
 Tensor local_affinity(Tensor q, Tensor k, Tensor w, Tensor lse, std::vector<int64_t> grid, std::vector<int64_t> window,
                       double scale, bool normalize);
 // Its gradients for q, k, w and lse.

@@ -1,4 +1,5 @@
-// Explicit attention maps: the entropy of their rows and their weighted sum over heads, each number read once.
+// Explicit attention maps: the entropy of their rows, their weighted sum over heads and its gradient, each number read
+// once.
 
 #include <algorithm>
 #include <array>
@@ -12,6 +13,7 @@ namespace {
 constexpr int64_t kNumbersPerTask = 1 << 15;
 constexpr int64_t kNumbersAtOnce = 1 << 12;  // of a row of sums, which stays in L1
 constexpr int64_t kHeadsAtOnce = 4;
+constexpr int64_t kSumsAtOnce = 16;  // of a product of two rows: what one vector of any instruction set holds
 
 // One row of a map, in `Number`s; converted into `buffer` unless it already lies so.
 template <typename Number>
@@ -41,6 +43,26 @@ void add_rows(Number* __restrict total, int64_t keys, const Number* weight, cons
     ((sum += rows[key] * *of++), ...);
     total[key] = sum;
   }
+}
+
+// out = weight * grad; the sum of grad * map is returned.
+template <typename Number>
+Number spread_row(const Number* __restrict grad, const Number* __restrict map, Number weight, Number* __restrict out,
+                  int64_t keys) {
+  Number sums[kSumsAtOnce] = {};
+  int64_t key = 0;
+  for (; key + kSumsAtOnce <= keys; key += kSumsAtOnce)
+    for (int64_t i = 0; i < kSumsAtOnce; ++i) {
+      out[key + i] = weight * grad[key + i];
+      sums[i] += grad[key + i] * map[key + i];
+    }
+  for (; key < keys; ++key) {
+    out[key] = weight * grad[key];
+    sums[key % kSumsAtOnce] += grad[key] * map[key];
+  }
+  Number sum = 0;
+  for (const Number one : sums) sum += one;
+  return sum;
 }
 
 void check_maps(const Tensor& maps) {
@@ -124,6 +146,57 @@ Tensor fuse_attention_maps(Tensor maps, Tensor w, bool widen) {
     });
   });
   return fused;
+}
+
+std::tuple<Tensor, Tensor> fuse_attention_maps_backward(Tensor grad, Tensor maps, Tensor w) {
+  check_maps(maps);
+  check_weights(w, maps);
+  const Tokens rows(maps), grad_rows(grad);
+  STD_TORCH_CHECK(grad_rows.batch == rows.batch && grad_rows.heads == 1 && grad_rows.count == rows.count &&
+                      grad_rows.channels == rows.channels,
+                  "grad: expected one map for each image, of the maps' size");
+  const bool is_double = maps.scalar_type() == ScalarType::Double || w.scalar_type() == ScalarType::Double;
+  const ScalarType dtype = maps.scalar_type();
+  Tensor grad_maps = allocate(maps, {rows.batch, rows.heads, rows.count, rows.channels}, dtype);
+  Tensor grad_w = allocate_zeros(maps, {rows.batch, rows.heads}, number_dtype(is_double));
+  if (grad_maps.numel() == 0) return {grad_maps, grad_w};
+  // what a block of rows adds to dw is kept, and added up in their order: blocks depend on sizes only
+  const int64_t block = rows_per_task(rows.heads * rows.channels), blocks = ceil_div(rows.count, block);
+  with_number(is_double, [&](auto number) {
+    using Number = decltype(number);
+    const std::vector<Number> weights = read_weights<Number>(w);
+    std::vector<double> sums(rows.batch * blocks * rows.heads);
+    with_dtype(dtype, "maps", [&](auto output) {
+      using Output = decltype(output);
+      auto* out = static_cast<Output*>(grad_maps.mutable_data_ptr());
+      torch::stable::parallel_for(0, rows.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+        std::vector<Number> grad_buffer(rows.channels), map_buffer(rows.channels), spread(rows.channels);
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t b = task / blocks, first = task % blocks * block, last = std::min(first + block, rows.count);
+          for (int64_t row = first; row < last; ++row) {
+            const Number* of_row = read_row(grad_rows, b, 0, row, grad_buffer);
+            for (int64_t head = 0; head < rows.heads; ++head) {
+              Output* to = out + ((b * rows.heads + head) * rows.count + row) * rows.channels;
+              Number* made = spread.data();
+              if constexpr (std::is_same_v<Output, Number>) made = to;
+              sums[task * rows.heads + head] +=
+                  spread_row(of_row, read_row(rows, b, head, row, map_buffer), weights[b * rows.heads + head], made,
+                             rows.channels);
+              if constexpr (!std::is_same_v<Output, Number>) convert(spread.data(), to, rows.channels);
+            }
+          }
+        }
+      });
+    });
+    auto* totals = static_cast<Number*>(grad_w.mutable_data_ptr());
+    for (int64_t b = 0; b < rows.batch; ++b)
+      for (int64_t head = 0; head < rows.heads; ++head) {
+        double total = 0;
+        for (int64_t i = 0; i < blocks; ++i) total += sums[(b * blocks + i) * rows.heads + head];
+        totals[b * rows.heads + head] = static_cast<Number>(total);
+      }
+  });
+  return {grad_maps, grad_w};
 }
 
 }  // namespace nerve_kernels::cpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerve_kernels._operators.library import Operator, accumulation_dtype
+from nerve_kernels._operators.library import Gradient, Operator, accumulation_dtype, define_native
 
 
 def eager(maps: Tensor, w: Tensor, widen: bool) -> Tensor:
@@ -34,10 +34,21 @@ def backward(grad: Tensor, maps: Tensor, w: Tensor, widen: bool) -> tuple[Tensor
     return grad_maps, grad_w
 
 
+fuse_attention_maps_backward_cpp = define_native(
+    "_fuse_attention_maps_backward_cpp(Tensor grad, Tensor maps, Tensor w) -> (Tensor, Tensor)",
+    lambda grad, maps, w: (maps.new_empty(maps.shape), w.new_empty(w.shape, dtype=accumulation_dtype(maps, w))),
+)
+
+
+def _backward_cpp(grad: Tensor, maps: Tensor, w: Tensor, widen: bool) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = fuse_attention_maps_backward_cpp(grad.unsqueeze(1), maps, w)
+    return found
+
+
 fuse_attention_maps = Operator(
     "fuse_attention_maps(Tensor maps, Tensor w, bool widen=False) -> Tensor",
     eager=eager,
     fake=fake,
-    backward=backward,
+    backward=Gradient(backward, cpp=_backward_cpp, triton="attention.fuse_attention_maps_gradient"),
     triton="attention.fuse_attention_maps",
 )
