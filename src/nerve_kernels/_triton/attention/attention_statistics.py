@@ -19,6 +19,7 @@ from torch import Tensor
 from nerve_kernels._triton.launch import (
     HeadSplit,
     Launch,
+    compute_capability,
     dot_precision,
     is_low_precision,
     matrix_strides,
@@ -224,11 +225,13 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
         if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
             return 64, 64, 8, 1
         return 32, 32, 8, 1
-    rows = 128 if size <= 64 else 64
+    # all without a spill; an accumulator of wgmma takes fewer registers than one of Ampere's products
+    rows = 128 if size <= (48 if compute_capability(q) in (8, 12) else 64) else 64
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
-    return rows, 64 if size <= 128 else 32, min(4, rows // 16), 3 if size <= 64 else 2
+    keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
+    return rows, keys, min(4, rows // 16), stages
 
 
 def run(
