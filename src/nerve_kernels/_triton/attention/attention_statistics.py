@@ -230,7 +230,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
-    keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
+    keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (16 if compute_capability(q) == 12 else 32, 1)
     return rows, keys, min(4, rows // 16), stages
 
 
