@@ -89,6 +89,8 @@ def of_gradient(operation: Operation, problem: Problem) -> None:
         results = lse, lse, local, pooled, lse
         options = grid, window, cells, 1.0, 1.0, False
         implementation("attention_statistics_backward")(*results, q, k, *options, *results)
+        for kept in (local, pooled):
+            implementation("fuse_attention_maps_backward")(kept[:, 0], kept, w, True)
 
 
 def implementation(operation: str) -> Any:

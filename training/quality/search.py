@@ -64,6 +64,7 @@ WALK_SEARCH: Search = (
     (("alpha", "steps"), [(0.8, 20), (0.6, 12), (0.7, 15), (0.85, 30), (0.9, 40), (0.95, 60)]),
     (("temperature",), [(0.02,), (0.005,), (0.05,), (0.2,)]),
     (("beta",), [(0.1,), (0.0,), (0.25,), (0.5,)]),
+    (("global_sharpness",), [(1.0,), (2.0,), (4.0,)]),
     (("window",), [(7,), (5,), (11,), (15,)]),
 )
 MAX_PASSES = 2
@@ -89,8 +90,8 @@ class Method:
         if not self.fixed.get("walk", True):
             return []
         idle = {"temperature"} if self.fixed["criterion"] == "uniform" else set()
-        # without a local part there is no window
-        idle |= {"window"} if self.fixed.get("beta") == 1.0 else set()
+        # without a local part there is no window, without a global one nothing to sharpen
+        idle |= {1.0: {"window"}, 0.0: {"global_sharpness"}}.get(self.fixed.get("beta"), set())
         return [(names, options) for names, options in WALK_SEARCH if not {*idle, *self.fixed} & {*names}]
 
 
