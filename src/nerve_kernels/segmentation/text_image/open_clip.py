@@ -46,19 +46,9 @@ class DenseOpenClip(DenseClip):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> DenseOpenClip:
-        """Load a checkpoint: ``open_clip_config.json``, ``open_clip_model.safetensors`` and CLIP's tokenizer.
+        """Load ``open_clip_config.json``, ``open_clip_model.safetensors`` and CLIP's tokenizer.
 
-        Args:
-            source: a folder, or a model id of the hub.
-            device: None: a GPU if there is one.
-            dtype: None: float16 on a GPU, else float32.
-
-        Returns:
-            The model, ready.
-
-        Raises:
-            MissingExtraError: transformers is not installed.
-            ModelLoadError: incomplete folder, towers that are not CLIP's, unknown id, or no connection.
+        As :meth:`DenseClip.from_pretrained`; towers that are not CLIP's are a ModelLoadError too.
         """
         require_extra("transformers")
         from transformers import CLIPTokenizer
