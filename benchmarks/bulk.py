@@ -20,6 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
+from nerve_kernels.bulk.runner import ROWS_PER_FILE
+
 SCENES = Path(__file__).parents[1] / "src/nerve_kernels/evaluation/embedded_scenes"
 LABELS = "background, cat, tree, house, car"
 SEGMENT = "import sys; from nerve_kernels import cli; cli.main(sys.argv[1:])"
@@ -94,7 +96,7 @@ def driver_memory(rows: int) -> float:
         Image.new("RGB", (8, 8)).save(Path(name) / "one.png")
         for number in range(rows):
             (folder / f"{number:05d}.png").symlink_to(Path(name) / "one.png")
-        process = start("-m", "tests.bulk.stub_run", folder, Path(name) / "out", 0, 1, "")
+        process = start("-m", "tests.bulk.stub_run", folder, Path(name) / "out", 0, 1, "", ROWS_PER_FILE)
         driver, most = psutil.Process(process.pid), 0
         while process.poll() is None:
             try:

@@ -1,16 +1,23 @@
-"""The profile times functions by their names, which must be there."""
+"""The profile of Stable Diffusion's size adds up phases by their names, which must be there."""
 
 from __future__ import annotations
 
-from benchmarks.sd15_profile import MODELS, OURS, stage_times
+import numpy as np
+from benchmarks.sd15_profile import FULL_AND_FAST, MODELS, stage_times
+from PIL import Image
+
+from nerve_kernels.segmentation import NervePipeline
+from nerve_kernels.segmentation.presets import PRESETS
 
 
-def test_every_function_that_is_timed_is_there_and_put_back() -> None:
-    import nerve_kernels as nk
+def test_the_stages_of_an_image_are_named_as_the_phases_are() -> None:
+    pipeline = NervePipeline.from_preset("embedded", device="cpu")
+    with stage_times() as seconds:
+        pipeline(Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)), "cat, dog")
+    wanted = {"VAE", "affinity", "random walk", "labels of pixels", "CLIP, words", *MODELS}
+    assert wanted <= set(seconds)
+    assert all(seconds[stage] > 0 for stage in wanted)
 
-    before = nk.random_walk
-    with stage_times(lambda: 0.0) as seconds:
-        assert nk.random_walk is not before
-    assert nk.random_walk is before
-    assert dict(seconds) == {}
-    assert {*MODELS} & {*OURS} == set()
+
+def test_the_presets_are_there() -> None:
+    assert set(FULL_AND_FAST) <= set(PRESETS)

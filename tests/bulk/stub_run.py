@@ -32,14 +32,14 @@ class StubSegmenter:
 
 
 def main() -> None:
-    folder, out, seconds, actors, address = sys.argv[1:]
+    folder, out, seconds, actors, address, *rows_per_file = sys.argv[1:]
     wanted = Run(
         find_sources([folder]),
         out,
         {"seconds": float(seconds)},
         {"stub": True},
         Resources(actors=int(actors), address=address or None),
-        rows_per_file=8,
+        rows_per_file=int(rows_per_file[0]) if rows_per_file else 8,
     )
     print(run(wanted, kind=StubSegmenter), Path(out))
 

@@ -95,7 +95,9 @@ def load_vae(
         wanted = f"_class_name one of {', '.join(AUTOENCODERS)}"
         raise ModelLoadError(f"{place['argument']}: {refusal(f'config.json of {source}', wanted, name)}")
     load: Callable[..., Any] = getattr(diffusers, name).from_pretrained
-    return load_model(load, source, device, dtype, **place)
+    vae = load_model(load, source, device, dtype, **place)
+    # Nearly all of it is convolutions of many pixels and few channels: a quarter less time on CPUs.
+    return vae.to(memory_format=torch.channels_last)
 
 
 def load_model(
