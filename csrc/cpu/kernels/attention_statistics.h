@@ -30,7 +30,16 @@ inline __attribute__((always_inline)) float largest_lane<float>(LanesOf<float> l
 }
 #endif
 
-// What is known of one row so far: m = max s; l, t and l of the cells as lanes that are added up at the end.
+#if VECTOR_BYTES == 32
+// The sums of a's neighbours (0 and 1, 2 and 3, ...), then of b's.
+inline __attribute__((always_inline)) LanesOf<float> neighbours_added(LanesOf<float> a, LanesOf<float> b) {
+  const __m256d by_halves = _mm256_castps_pd(_mm256_hadd_ps(a, b));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(by_halves, 0b11011000));
+}
+#endif
+
+// What is known of one row so far: m, which is max s or a little less; l, t and l of the cells as lanes that are added up
+// at the end.
 template <typename Number>
 struct RowSums {
   Number m;
@@ -70,7 +79,8 @@ inline __attribute__((always_inline)) void for_window_runs(const Task& task, con
 template <typename Number>
 class StatisticsRows {
  public:
-  explicit StatisticsRows(const StatisticsTask<Number>& task) : task_(task) {
+  explicit StatisticsRows(const StatisticsTask<Number>& task)
+      : task_(task), slack_(task.sharpness == Number(1) ? 4 : 0) {
     using N = Numbers<Number>;
     for (int64_t row = 0; row < task.rows; ++row) {
       rows_[row] = RowSums<Number>{N::kLowest, LanesOf<Number>{}, LanesOf<Number>{}, LanesOf<Number>{}};
@@ -87,12 +97,17 @@ class StatisticsRows {
     cell_row_ = next_cell_row_;
   }
 
-  // One row of a strip. The scores are overwritten. Rows of a strip may come in any order, but all of them come.
-  void take(int64_t row, Number* scores, int64_t vectors) {
+  // The maximum of a row moves on to that of a strip. For all rows of a group before the first is taken: what one row
+  // waits for, from the maxima of its lanes to the maximum, others fill.
+  void look_at(int64_t row, const Number* scores, int64_t vectors) {
     keep_window(row, scores);
+    move_maximum(rows_[row], scores, vectors, task_.columns + row * task_.column_stride);
+  }
+
+  // One row of a strip, looked at before. Rows of a strip may come in any order, but all of them come.
+  void take(int64_t row, const Number* scores) {
     RowSums<Number>& sums = rows_[row];
     Number* columns = task_.columns + row * task_.column_stride;
-    move_maximum(sums, scores, vectors, columns);
     if (task_.sharpness == Number(1))
       exponentiate<false>(row, sums, scores, columns);
     else
@@ -115,15 +130,20 @@ class StatisticsRows {
   void move_maximum(RowSums<Number>& sums, const Number* scores, int64_t vectors, Number* columns) {
     using N = Numbers<Number>;
     using Lanes = LanesOf<Number>;
-    // What is not a number is passed over and caught by the sum.
-    Lanes first = broadcast<Number>(sums.m), second = first;
+    // What is not a number is passed over and caught by the sum. Four maxima at a time, as each waits for the one before.
+    Lanes largest[4];
+    for (Lanes& some : largest) some = broadcast<Number>(N::kLowest);
     static_assert(kVectorsPerPanel % 2 == 0);
-    for (int64_t v = 0; v < vectors; v += 2) {
-      first = larger(load(scores + v * N::kLanes), first);
-      second = larger(load(scores + (v + 1) * N::kLanes), second);
+    for (int64_t v = 0; v < vectors; v += 4) {
+      largest[0] = larger(load(scores + v * N::kLanes), largest[0]);
+      largest[1] = larger(load(scores + (v + 1) * N::kLanes), largest[1]);
+      if (v + 2 == vectors) break;
+      largest[2] = larger(load(scores + (v + 2) * N::kLanes), largest[2]);
+      largest[3] = larger(load(scores + (v + 3) * N::kLanes), largest[3]);
     }
-    const Number m = largest_lane<Number>(larger(first, second));
-    if (m == sums.m) return;
+    const Number m = largest_lane<Number>(larger(larger(largest[0], largest[1]), larger(largest[2], largest[3])));
+    // A larger score is nothing to sums unless it is very much larger, and moving costs as much as many exponentials.
+    if (!(m > sums.m + slack_)) return;
     const Number difference = sums.m - m;
     const Number bounded = difference > N::kSmallestNormalLog ? difference : N::kSmallestNormalLog;
     const Lanes moved = broadcast<Number>(bounded);
@@ -137,7 +157,8 @@ class StatisticsRows {
       store<Number>(columns + x, load(columns + x) * cell_shrink);
   }
 
-  // Grid rows of one row of cells are added up as whole rows, and only their sum is cut into cells.
+  // Grid rows of one row of cells are added up as whole rows, two at a time where the strip has them, and only their sum
+  // is cut into cells.
   template <bool kSharpened>
   void exponentiate(int64_t row, RowSums<Number>& sums, const Number* scores, Number* columns) {
     using N = Numbers<Number>;
@@ -157,7 +178,19 @@ class StatisticsRows {
     };
     int64_t y = place_.first_y, x = place_.first_x, left = place_.keys, cell_row = cell_row_;
     while (left > 0) {
-      const int64_t count = task_.width - x < left ? task_.width - x : left;
+      const int64_t width = task_.width;
+      if (x == 0 && 2 * width <= left && width % N::kLanes == 0 && y + 1 < task_.cell_row_edges[cell_row + 1]) {
+        for (int64_t i = 0; i < width; i += N::kLanes) {
+          const Lanes upper = take_lanes(load(scores + i)), lower = take_lanes(load(scores + width + i));
+          store<Number>(columns + i, load(columns + i) + (upper + lower));
+        }
+        scores += 2 * width;
+        left -= 2 * width;
+        y += 2;
+        if (y == task_.cell_row_edges[cell_row + 1]) finish_cell_row(row, cell_row++, sums.m, columns);
+        continue;
+      }
+      const int64_t count = width - x < left ? width - x : left;
       Number* to = columns + x;
       int64_t i = 0;
 #pragma GCC unroll 2
@@ -172,7 +205,7 @@ class StatisticsRows {
       scores += count;
       left -= count;
       x += count;
-      if (x < task_.width) break;
+      if (x < width) break;
       x = 0;
       if (++y == task_.cell_row_edges[cell_row + 1]) finish_cell_row(row, cell_row++, sums.m, columns);
     }
@@ -203,7 +236,20 @@ class StatisticsRows {
   // With a size that the compiler knows it adds whole vectors of cells.
   template <int kSize>
   static void sum_even_cells(const Number* __restrict columns, int64_t cells, Number* __restrict out) {
-    for (int64_t cell = 0; cell < cells; ++cell) {
+    int64_t cell = 0;
+#if VECTOR_BYTES == 32
+    if constexpr (sizeof(Number) == sizeof(float)) {
+      constexpr int kLanes = Numbers<Number>::kLanes;
+      for (; cell + kLanes <= cells; cell += kLanes) {
+        LanesOf<Number> sums[kSize];
+        for (int i = 0; i < kSize; ++i) sums[i] = load(columns + cell * kSize + i * kLanes);
+        for (int left = kSize / 2; left > 0; left /= 2)
+          for (int i = 0; i < left; ++i) sums[i] = neighbours_added(sums[2 * i], sums[2 * i + 1]);
+        store<Number>(out + cell, sums[0]);
+      }
+    }
+#endif
+    for (; cell < cells; ++cell) {
       Number sum = 0;
       for (int i = 0; i < kSize; ++i) sum += columns[cell * kSize + i];
       out[cell] = sum;
@@ -253,6 +299,8 @@ class StatisticsRows {
   const StatisticsTask<Number>& task_;
   StripPlace place_ = {};
   int64_t cell_row_ = 0, next_cell_row_ = 0;
+  // By how much scores may be above the maximum that their exponentials are taken under; sharpened ones by nothing.
+  const Number slack_;
   RowSums<Number> rows_[kGroupsAtOnce * ROWS_PER_GROUP];
   int64_t y_[kGroupsAtOnce * ROWS_PER_GROUP], x_[kGroupsAtOnce * ROWS_PER_GROUP];
 };
@@ -272,11 +320,13 @@ void attention_statistics(const StatisticsTask<Number>& task) {
       score_strip(task.q + group * task.head_size * ROWS_PER_GROUP, task.k + panel * task.head_size * kPanelKeys<Number>,
                   num_panels, task.head_size, strip);
       const int64_t first = group * ROWS_PER_GROUP;
-      for (int64_t row = first; row < task.rows && row < first + ROWS_PER_GROUP; ++row) {
+      const int64_t end = first + ROWS_PER_GROUP < task.rows ? first + ROWS_PER_GROUP : task.rows;
+      for (int64_t row = first; row < end; ++row) {
         Number* scores = strip.scores[row - first];
         for (int64_t key = keys; key < strip_keys; ++key) scores[key] = -__builtin_inff();  // padding
-        rows.take(row, scores, strip_keys / Numbers<Number>::kLanes);
+        rows.look_at(row, scores, strip_keys / Numbers<Number>::kLanes);
       }
+      for (int64_t row = first; row < end; ++row) rows.take(row, strip.scores[row - first]);
     }
   }
   rows.finish_rows();
