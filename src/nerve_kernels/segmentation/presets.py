@@ -33,7 +33,7 @@ LICENCES: Mapping[str, str] = MappingProxyType(
         "madebyollin/taesd": "MIT",
         "madebyollin/taesdxl": "MIT",
         "facebook/dinov2-base": "Apache-2.0",
-        "timm/vit_base_patch16_clip_224.openai": "MIT",
+        "timm/vit_base_patch16_clip_224.openai": "Apache-2.0",
         "laion/CLIP-ViT-B-16-laion2B-s34B-b88K": "MIT",
         "openai/clip-vit-large-patch14": "MIT",
         "google/siglip2-base-patch16-224": "Apache-2.0",
