@@ -30,7 +30,7 @@ def export(destination: Destination, folder: Path, formats: Sequence[str]) -> in
     Raises:
         ValueError: there are no rows, or two images lead to the same file.
     """
-    if "sha256" in destination.table().schema.names:
+    if destination.holds_features():
         raise ValueError(f"RUN: expected masks, got features in {destination.place}; ask nerve-bulk query for masks")
     labels: dict[str, None] = {}
     root: str | None = None

@@ -162,7 +162,7 @@ def stored_features(destination: Destination) -> Iterator[Entry]:
         ValueError: no such run.
     """
     table = destination.table()
-    if "sha256" not in table.schema.names:
+    if not destination.holds_features():
         got = "rows of masks" if table.schema.names else "none"
         raise ValueError(refusal("FEATURES", "rows that nerve-bulk --features made", f"{got} in {destination.place}"))
     for batch in table.to_batches(columns=["id", "source", "file", "error"]):
