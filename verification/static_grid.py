@@ -112,8 +112,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     wanted = cases(options.targets, options.head_sizes, options.precisions)
+    rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        rows = [row for found in pool.map(check, wanted) for row in found]
+        for case, found in zip(wanted, pool.map(check, wanted), strict=True):
+            rows += found
+            print(*case, f"{len(found)} kernels", sep="  ", flush=True)
     write_rows(options.out, rows)
     faulty = [row for row in rows if row["faults"]]
     for row in faulty:
