@@ -45,7 +45,14 @@ def test_global_layers_of_sam_3_are_captured_with_their_rotary_positions(sam_3):
         assert torch.allclose(found, plain * cos + turned * sin, atol=1e-6)
 
 
-@pytest.mark.parametrize("layers", [None, "layers.0", "layers.*"])
+@torch.no_grad()
+def test_the_default_of_sam_3_is_its_global_layers(sam_3):
+    with nk.capture(sam_3) as attention:
+        sam_3(pixel_values=noise(1, 3, 64, 64))
+    assert [layer.name for layer in attention.layers] == ["layers.1.attention", "layers.3.attention"]
+
+
+@pytest.mark.parametrize("layers", ["layers.0", "layers.*"])
 @torch.no_grad()
 def test_windowed_layers_of_sam_3_are_refused_by_name(sam_3, layers):
     said = r"layers\.0\.attention: expected attention over the whole picture, got windows of it"

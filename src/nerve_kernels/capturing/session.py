@@ -55,7 +55,8 @@ def capture(
     Args:
         model: Any ``nn.Module``; nothing of it is changed, and its output is the same to the bit, but for
             ``nn.MultiheadAttention``, which leaves its fast path (1e-7).
-        layers: A module's name, the beginning of one, or a glob such as ``"up_blocks.3.*"``; or several; ``None``: all.
+        layers: A module's name, the beginning of one, or a glob such as ``"up_blocks.3.*"``; or several; ``None``: all
+            that attend over the whole picture.
         grid: (H, W) of the picture's tokens in the finest layer, where it cannot be known from what the model is given;
             coarser layers have its aspect.
         tokens: (first, end) of the picture among a layer's tokens, where the model's class is not known.
@@ -113,6 +114,7 @@ class _Session:
         self.mode = ProductMode(self.product)
         self.picture = Picture()
         self.ran: dict[str, bool] = {}  # attention modules that ran, and whether a product was seen in each
+        self.windowed = ""  # what is said of the first layer that attends within windows of the picture
         self.passes = 0
         self.running: dict[int, list[str]] = {}
         for pattern in self.patterns:
@@ -178,7 +180,11 @@ class _Session:
         kinds = [self.kinds[running] for running in stack]
         if any(WINDOWED.search(kind) for kind in kinds) or q.shape[0] not in (self.picture.batch or (q.shape[0],)):
             do = "choose layers that attend over the whole picture with layers=…"
-            raise ValueError(refusal(name, "attention over the whole picture", f"windows of it ({kinds[-1]})", do))
+            said = refusal(name, "attention over the whole picture", f"windows of it ({kinds[-1]})", do)
+            if self.patterns:
+                raise ValueError(said)
+            self.windowed = self.windowed or said
+            return  # those that attend over the whole picture, where there are any, are the model's default
         if biased:
             do = "choose other layers with layers=…"
             raise ValueError(refusal(name, "scores of q and k alone", "a mask or bias added to them", do))
@@ -224,6 +230,8 @@ class _Session:
                 "(diffusers), or timm.layers.set_fused_attn(True), or leave them out with layers=…; linear attention, "
                 "TorchScript and other threads cannot be captured"
             )
+        if not self.captured.layers and self.windowed:
+            raise ValueError(self.windowed)
         if not self.captured.layers:
             raise ValueError(refusal("layers", "self-attention over a picture", "none", self._what_there_is()))
 
