@@ -150,10 +150,11 @@ def test_a_fingerprint_follows_one_changed_bit_and_goes_back(diffusion_folder, c
     ):
         before = source.fingerprint()
         with torch.no_grad():
-            value = weight.view(-1)[0].clone()
-            weight.view(-1)[0] = torch.nextafter(value, torch.tensor(torch.inf))
+            first = (0,) * weight.dim()
+            value = weight[first].clone()
+            weight[first] = torch.nextafter(value, torch.tensor(torch.inf))
             assert source.fingerprint() != before
-            weight.view(-1)[0] = value
+            weight[first] = value
         assert source.fingerprint() == before
 
 
