@@ -25,7 +25,7 @@ BY_SCIPY = "scipy: CSR, conjugate gradients a label"
 
 def _list_bytes(size: Size) -> int:
     """Room for the entries listed of one head's rows, keys packed, blocks."""
-    return 64 * MEBIBYTE + size.tokens * (8 * 1024 + 8 * size.heads * size.head_size + 16 * size.labels)
+    return 96 * MEBIBYTE + size.tokens * (8 * 1024 + 8 * size.heads * size.head_size + 16 * size.labels)
 
 
 def _graph_bytes(size: Size) -> int:
