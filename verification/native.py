@@ -43,7 +43,11 @@ def main() -> int:
         "PYTHONPATH": str(built.parents[1]),
         "OMP_NUM_THREADS": os.environ.get("JOBS", "2"),
     }
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *native_tests()]
+    loads = "from nerve_kernels import _native; _native.extension_loaded() or exit(f'error: {_native.load_error()}')"
+    if subprocess.run([sys.executable, "-c", loads], cwd=ROOT, env=environment, check=False).returncode:
+        return 1  # all tests would be skipped, and nothing tested
+    # -s: what a sanitizer says goes to where pytest would keep it
+    tests = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *native_tests()]
     return subprocess.run(tests, cwd=ROOT, env=environment, check=False).returncode
 
 

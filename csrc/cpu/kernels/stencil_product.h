@@ -18,12 +18,13 @@ constexpr int kStencilLabels = 6, kTwoRowLabels = 5;
 // What must be in a register: a vector that is used twice, which the compiler would read twice, and pointers whose
 // distances it would add anew for every neighbour.
 template <typename Lanes>
-inline __attribute__((always_inline)) void keep_vector(Lanes& lanes) {
+inline __attribute__((always_inline)) Lanes keep_vector(Lanes lanes) {
 #if defined(__x86_64__)
   asm("" : "+x"(lanes));
 #elif defined(__aarch64__)
   asm("" : "+w"(lanes));
 #endif
+  return lanes;
 }
 template <typename Number>
 inline __attribute__((always_inline)) void keep_pointer(const Number*& pointer) {
@@ -81,8 +82,7 @@ void stencil_block(const StencilRows<Number>& rows, int64_t label) {
           const Lanes w_first = load(first_weight), w_second = load(second_weight);
 #pragma GCC unroll 16
           for (int c = 0; c < kLabels; ++c) {
-            Lanes neighbour = load(plane[c] + *place);
-            keep_vector(neighbour);
+            const Lanes neighbour = keep_vector(load(plane[c] + *place));
             first[c] += w_first * neighbour;
             second[c] += w_second * neighbour;
           }

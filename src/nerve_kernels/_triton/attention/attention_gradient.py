@@ -216,10 +216,11 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
     """Tokens of the owner's and of the other side, warps and pipeline stages; places to gather from take registers."""
     size = q.shape[3]
     if not is_low_precision(q):
+        own = 32 if gathers or 40 < size <= 80 else 64
+        if torch.version.hip is not None:  # with more warps each of their 64 lanes has less than 16 bytes to read
+            return own, 32, own // 8, 1
         if size <= 80 or not gathers:
-            return 32 if gathers or 40 < size <= 80 else 64, 32, 8, 1
-        if torch.version.hip is not None:  # with more, each of the 64 lanes of a warp has less than 16 bytes to read
-            return 32, 32, 4, 1
+            return own, 32, 8, 1
         # without a spill on any target
         few = 4 if dot_precision(q) == "tf32" else 8
         return {8: (32, 16, few, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(compute_capability(q), (32, 32, 8, 1))
