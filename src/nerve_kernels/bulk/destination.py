@@ -143,10 +143,6 @@ class Destination:
         files = self._files(self.rows)
         return ds.dataset(files, filesystem=self.filesystem) if files else ds.dataset(pa.table({}))
 
-    def holds_features(self) -> bool:
-        """Whether its rows say where features are, in place of masks."""
-        return "sha256" in self.table().schema.names
-
     def description(self) -> Any:
         """What the rows were made with.
 

@@ -12,6 +12,7 @@ from nerve_kernels.segmentation.annotations.formats import Annotations
 from nerve_kernels.segmentation.annotations.run_lengths import decode
 
 from .destination import Destination
+from .rows import are_features
 
 COLUMNS = ["source", "height", "width", "labels", "error"]
 
@@ -30,7 +31,7 @@ def export(destination: Destination, folder: Path, formats: Sequence[str]) -> in
     Raises:
         ValueError: there are no rows, or two images lead to the same file.
     """
-    if destination.holds_features():
+    if are_features(destination.table().schema):
         raise ValueError(f"RUN: expected masks, got features in {destination.place}; ask nerve-bulk query for masks")
     labels: dict[str, None] = {}
     root: str | None = None

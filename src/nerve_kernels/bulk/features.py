@@ -29,7 +29,7 @@ from nerve_kernels.segmentation.text_image.prompts import LabelsLike
 
 from .destination import Destination
 from .packed import Entry
-from .rows import FEATURES_SCHEMA, SCHEMA, row_of, seconds_of
+from .rows import FEATURES_SCHEMA, SCHEMA, are_features, row_of, seconds_of
 from .segmenter import EXPECTED, ImageBatches, error_text
 
 FOLDER = "features"
@@ -162,7 +162,7 @@ def stored_features(destination: Destination) -> Iterator[Entry]:
         ValueError: no such run.
     """
     table = destination.table()
-    if not destination.holds_features():
+    if not are_features(table.schema):
         got = "rows of masks" if table.schema.names else "none"
         raise ValueError(refusal("FEATURES", "rows that nerve-bulk --features made", f"{got} in {destination.place}"))
     for batch in table.to_batches(columns=["id", "source", "file", "error"]):

@@ -45,6 +45,11 @@ FEATURES_SCHEMA = pa.schema(
 )
 
 
+def are_features(schema: pa.Schema) -> bool:
+    """Whether rows say where features are, in place of masks."""
+    return "sha256" in schema.names
+
+
 def seconds_of(phases: Sequence[Phase]) -> list[tuple[str, float]]:
     """By phase."""
     return [(one.name, one.seconds) for one in summed(list(phases))]

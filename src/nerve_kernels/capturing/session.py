@@ -230,10 +230,9 @@ class _Session:
                 "(diffusers), or timm.layers.set_fused_attn(True), or leave them out with layers=…; linear attention, "
                 "TorchScript and other threads cannot be captured"
             )
-        if not self.captured.layers and self.windowed:
-            raise ValueError(self.windowed)
         if not self.captured.layers:
-            raise ValueError(refusal("layers", "self-attention over a picture", "none", self._what_there_is()))
+            nothing = refusal("layers", "self-attention over a picture", "none", self._what_there_is())
+            raise ValueError(self.windowed or nothing)
 
     def _is_missed(self, name: str) -> bool:
         """Whether a module that ran without a product is wanted, and has none above or below it that was seen."""
