@@ -31,7 +31,7 @@ To convert_one(From from) {
 template <typename To, typename From>
 void convert(const From* from, To* to, int64_t count) {
   if constexpr (std::is_same_v<To, From>) {
-    std::memcpy(to, from, count * sizeof(To));
+    if (count > 0) std::memcpy(to, from, count * sizeof(To));  // what is empty may have no address
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = convert_one<To>(from[i]);
   }

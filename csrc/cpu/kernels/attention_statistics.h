@@ -176,9 +176,9 @@ class StatisticsRows {
       cell_l += sharp;
       return sharp;
     };
+    const int64_t width = task_.width;
     int64_t y = place_.first_y, x = place_.first_x, left = place_.keys, cell_row = cell_row_;
     while (left > 0) {
-      const int64_t width = task_.width;
       if (x == 0 && 2 * width <= left && width % N::kLanes == 0 && y + 1 < task_.cell_row_edges[cell_row + 1]) {
         for (int64_t i = 0; i < width; i += N::kLanes) {
           const Lanes upper = take_lanes(load(scores + i)), lower = take_lanes(load(scores + width + i));
