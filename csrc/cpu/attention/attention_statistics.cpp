@@ -86,8 +86,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_statistics(Tensor q
       block.cell_row_stride = round_up(cells[0], kernels.lanes);
       std::vector<Number> packed_queries(rows_each * queries.channels);
       std::vector<Number> columns(rows_each * block.column_stride), maxima(rows_each * block.cell_row_stride);
+      std::vector<Number> cell_sums(rows_each * num_cells);
       block.q = packed_queries.data();
       block.columns = columns.data();
+      block.cell_sums = cell_sums.data();
       block.cell_maxima = maxima.data();
       RowsOut<Number> local_out(local, rows_each, window_size), pooled_out(pooled, rows_each, num_cells);
       for (int64_t task; next(task);) {

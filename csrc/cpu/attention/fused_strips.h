@@ -60,7 +60,7 @@ void for_fused_strips(const FusedAttention<Number>& problem, MakeSink&& make_sin
         std::copy(from, from + rows, lse.data() + head * rows_each);
       }
       auto sink = make_sink(b, first, rows);
-      for (int64_t panel = 0; panel < problem.keys.panels(); panel += kPanelsAtOnce) {
+      for (int64_t panel = 0; panel < problem.keys.panels(); panel += tile.panels_at_once) {
         const int64_t first_key = panel * tile.keys, keys = std::min(strip_keys, problem.num_keys - first_key);
         for (int64_t group = 0; group < groups; ++group) {
           std::fill(sums.begin(), sums.end(), Number(0));

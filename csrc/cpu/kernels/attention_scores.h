@@ -6,6 +6,9 @@ namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
 constexpr int kVectorsPerPanel = 2;
 
+// 1 KiB of scores for each row: enough for what is done once a strip to cost little, few enough to stay in L1.
+constexpr int kPanelsAtOnce = 1024 / (kVectorsPerPanel * VECTOR_BYTES);
+
 template <typename Number>
 constexpr int kPanelKeys = kVectorsPerPanel * Numbers<Number>::kLanes;
 

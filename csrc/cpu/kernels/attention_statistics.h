@@ -12,6 +12,23 @@ inline __attribute__((always_inline)) Number largest_lane(LanesOf<Number> lanes)
   for (int i = 1; i < Numbers<Number>::kLanes; ++i) m = lanes[i] > m ? lanes[i] : m;
   return m;
 }
+template <typename Number>
+inline __attribute__((always_inline)) bool any_above(LanesOf<Number> lanes, Number bound) {
+  bool any = false;
+  for (int i = 0; i < Numbers<Number>::kLanes; ++i) any |= lanes[i] > bound;
+  return any;
+}
+#if VECTOR_BYTES == 64
+template <>
+inline __attribute__((always_inline)) bool any_above<float>(LanesOf<float> lanes, float bound) {
+  return _mm512_cmp_ps_mask(lanes, broadcast<float>(bound), _CMP_GT_OQ) != 0;
+}
+#elif VECTOR_BYTES == 32
+template <>
+inline __attribute__((always_inline)) bool any_above<float>(LanesOf<float> lanes, float bound) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(lanes, broadcast<float>(bound), _CMP_GT_OQ)) != 0;
+}
+#endif
 #if VECTOR_BYTES == 64 || VECTOR_BYTES == 32
 inline __attribute__((always_inline)) float largest_of_eight(__m256 lanes) {
   const __m128 half = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
@@ -87,7 +104,6 @@ class StatisticsRows {
       y_[row] = (task.first_row + row) / task.width;
       x_[row] = (task.first_row + row) % task.width;
     }
-    for (int64_t i = 0; i < task.rows * task.column_stride; ++i) task.columns[i] = 0;
     for (int64_t i = 0; i < task.rows * task.window_height * task.window_width; ++i)
       task.local[i] = -Number(__builtin_inff());
   }
@@ -141,9 +157,10 @@ class StatisticsRows {
       largest[2] = larger(load(scores + (v + 2) * N::kLanes), largest[2]);
       largest[3] = larger(load(scores + (v + 3) * N::kLanes), largest[3]);
     }
-    const Number m = largest_lane<Number>(larger(larger(largest[0], largest[1]), larger(largest[2], largest[3])));
+    const Lanes lanes = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
     // A larger score is nothing to sums unless it is very much larger, and moving costs as much as many exponentials.
-    if (!(m > sums.m + slack_)) return;
+    if (!any_above<Number>(lanes, sums.m + slack_)) return;
+    const Number m = largest_lane<Number>(lanes);
     const Number difference = sums.m - m;
     const Number bounded = difference > N::kSmallestNormalLog ? difference : N::kSmallestNormalLog;
     const Lanes moved = broadcast<Number>(bounded);
@@ -216,7 +233,7 @@ class StatisticsRows {
   }
 
   void finish_cell_row(int64_t row, int64_t cell_row, Number m, Number* columns) {
-    Number* out = task_.pooled + (row * task_.cell_rows + cell_row) * task_.cell_columns;
+    Number* out = task_.cell_sums + (row * task_.cell_rows + cell_row) * task_.cell_columns;
     switch (task_.width % task_.cell_columns == 0 ? task_.width / task_.cell_columns : 0) {
       case 1: sum_even_cells<1>(columns, task_.cell_columns, out); break;
       case 2: sum_even_cells<2>(columns, task_.cell_columns, out); break;
@@ -275,25 +292,30 @@ class StatisticsRows {
     const Lanes log_mass = broadcast<Number>(static_cast<Number>(log_of_sum(sums.l, sums.m)));
     const int64_t size = task_.window_height * task_.window_width;
     Number* local = task_.local + row * size;
-    for (int64_t o = 0; o < size; o += N::kLanes) {
-      const int64_t count = size - o < N::kLanes ? size - o : N::kLanes;
+    int64_t o = 0;
+    for (; o + N::kLanes <= size; o += N::kLanes)
+      store<Number>(local + o, exp_any<Number>((load(local + o) - m) - log_mass));
+    if (o < size) {
       Lanes scores = {};
-      for (int64_t i = 0; i < count; ++i) scores[i] = local[o + i];
+      for (int64_t i = 0; o + i < size; ++i) scores[i] = local[o + i];
       const Lanes e = exp_any<Number>((scores - m) - log_mass);
-      for (int64_t i = 0; i < count; ++i) local[o + i] = e[i];
+      for (int64_t i = 0; o + i < size; ++i) local[o + i] = e[i];
     }
     const double cell_log_mass = log_of_sum(sums.cell_l, sums.m);
     task_.cell_lse[row] =
         static_cast<Number>(static_cast<double>(task_.sharpness) * static_cast<double>(sums.m) + cell_log_mass);
     Number* maxima = task_.cell_maxima + row * task_.cell_row_stride;
-    Number* pooled = task_.pooled + row * task_.cell_rows * task_.cell_columns;
+    // Cells come one by one in the pass, each a cache line of its own: only here are they written out, in order.
+    const int64_t first_cell = row * task_.cell_rows * task_.cell_columns;
+    const Number* cell_sums = task_.cell_sums + first_cell;
+    Number* pooled = task_.pooled + first_cell;
     const Lanes of_cells = broadcast<Number>(static_cast<Number>(cell_log_mass));
     for (int64_t first = 0; first < task_.cell_rows; first += N::kLanes) {
       const Lanes factor = exp_any<Number>((load(maxima + first) - m) * task_.sharpness - of_cells);
       store<Number>(maxima + first, factor);
     }
     for (int64_t cell_row = 0; cell_row < task_.cell_rows; ++cell_row)
-      for (int64_t cell = 0; cell < task_.cell_columns; ++cell) *pooled++ *= maxima[cell_row];
+      for (int64_t cell = 0; cell < task_.cell_columns; ++cell) *pooled++ = *cell_sums++ * maxima[cell_row];
   }
 
   const StatisticsTask<Number>& task_;

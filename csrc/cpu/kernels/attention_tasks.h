@@ -10,16 +10,14 @@
 
 namespace nerve_kernels::cpu {
 
-// Panels whose scores are computed for one group before they are reduced: few enough for the scores to stay in L1.
-constexpr int64_t kPanelsAtOnce = 8;
-
 // Groups that share each block of keys while it is in L2. A task of the entropy kernel is at most this many.
 constexpr int64_t kGroupsAtOnce = 8;
 
 // Sizes of the register tile of one kernel.
 struct TileSizes {
   int64_t rows, keys;
-  int64_t keys_at_once() const { return keys * kPanelsAtOnce; }
+  int64_t panels_at_once;  // whose scores are computed for one group before they are reduced
+  int64_t keys_at_once() const { return keys * panels_at_once; }
 };
 
 // Entropy and log-sum-exp of up to kGroupsAtOnce groups of rows over all keys.
@@ -49,8 +47,9 @@ struct StatisticsTask {
   Number* cell_lse;     // (rows)
   Number* local;        // (rows, window_height * window_width); 0 outside the grid
   Number* pooled;       // (rows, cell_rows * cell_columns)
-  Number* columns;      // for the kernel: (rows, column_stride), column_stride >= width a multiple of the lanes
-  Number* cell_maxima;  // for the kernel: (rows, cell_row_stride), cell_row_stride >= cell_rows likewise
+  Number* columns;      // for the kernel: (rows, column_stride >= width, a multiple of the lanes), zeros before and after
+  Number* cell_sums;    // for the kernel: (rows, cell_rows * cell_columns), in cache unlike the result
+  Number* cell_maxima;  // for the kernel: (rows, cell_row_stride >= cell_rows, a multiple of the lanes)
   int64_t column_stride, cell_row_stride;
 };
 
@@ -82,7 +81,7 @@ struct AttentionGradientTask {
   Number* row_sums;               // (rows): the sum of each row's d score
 };
 
-// sums[row][key] += weight * exp(score - lse[row]) for one group of rows and `panels` <= kPanelsAtOnce panels.
+// sums[row][key] += weight * exp(score - lse[row]) for one group of rows and `panels` <= panels_at_once panels.
 template <typename Number>
 struct ProbabilityTask {
   const Number* q;  // one packed group

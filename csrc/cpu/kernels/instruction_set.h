@@ -36,7 +36,7 @@ namespace nerve_kernels::cpu::INSTRUCTION_SET {
 
 template <typename Number>
 constexpr KernelsOf<Number> kKernelsOf = {
-    .tile = {ROWS_PER_GROUP, kPanelKeys<Number>},
+    .tile = {ROWS_PER_GROUP, kPanelKeys<Number>, kPanelsAtOnce},
     .lanes = Numbers<Number>::kLanes,
     .entropy = entropy<Number>,
     .attention_statistics = attention_statistics<Number>,
