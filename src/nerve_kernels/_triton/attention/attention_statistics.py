@@ -224,7 +224,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
             return 128, 64, 8, 1
         if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
             return 64, 64, 8, 1
-        return 32, 16 if size > 96 and dot_precision(q) == "tf32" else 32, 8, 1
+        return 32, 16 if 96 < size <= 128 and dot_precision(q) == "tf32" else 32, 8, 1
     # all without a spill; an accumulator of wgmma takes fewer registers than one of Ampere's products
     rows = 128 if size <= (48 if compute_capability(q) in (8, 12) else 64) else 64
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
