@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:xdist"]
     command += ["-W", "ignore", "--rows", str(rows.resolve()), "--only", options.only]
     command += ["--quick"] if options.quick else []
+    command += ["--longer", str(options.longer)]
     finished = subprocess.run(command, cwd=HERE.parent, env=os.environ | variables, check=False)
     if finished.returncode == 0 and not options.quick and not options.only:
         plots(argparse.Namespace(rows=rows, out=rows.parent))
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("run", help="measure on the CPU; writes CSV and plots, prints a table")
     command.add_argument("--quick", action="store_true", help="one size of each operation, under two minutes")
     command.add_argument("--only", default="", metavar="TEXT", help="operations whose name holds TEXT")
+    command.add_argument("--longer", type=float, default=1, metavar="TIMES", help="more rounds, for a noisy machine")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     command.add_argument("--out", type=Path, help=f"the CSV (default {RESULTS.relative_to(HERE.parent)})")
     command.set_defaults(function=run)

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("registry", "microbenchmarks of the registry")
     group.addoption("--quick", action="store_true", help="one or two sizes of each operation, shorter")
     group.addoption("--only", default="", metavar="TEXT", help="operations whose name holds TEXT")
+    group.addoption("--longer", type=float, default=1, metavar="TIMES", help="that many times as many rounds")
     group.addoption("--rows", type=Path, metavar="FILE", help="where the CSV goes")
 
 
@@ -36,7 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def recorder(pytestconfig: pytest.Config) -> Iterator[Recorder]:
     """Collects rows; writes and prints them when the session is over, a failed one's too."""
     warnings.filterwarnings("ignore", message="Sparse")  # torch's own remarks about its CSR tensors
-    recorder = Recorder(measure_ceilings("cpu"), quick=pytestconfig.option.quick)
+    options = pytestconfig.option
+    recorder = Recorder(measure_ceilings("cpu"), quick=options.quick, longer=options.longer)
     yield recorder
     if recorder.rows and pytestconfig.option.rows is not None:
         write_rows(pytestconfig.option.rows, recorder.rows)
