@@ -28,6 +28,7 @@ inline __attribute__((always_inline)) void score_tile(const Number* q, const Num
   using Lanes = LanesOf<Number>;
   constexpr int kLanes = Numbers<Number>::kLanes;
   Lanes sums[ROWS_PER_GROUP][kVectorsPerPanel] = {};
+#pragma GCC unroll 4
   for (int64_t channel = 0; channel < head_size; ++channel) {
     Lanes keys[kVectorsPerPanel];
 #pragma GCC unroll 4
