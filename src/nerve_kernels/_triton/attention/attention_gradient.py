@@ -220,10 +220,11 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
         if torch.version.hip is not None:  # with more warps each of their 64 lanes has less than 16 bytes to read
             return own, 32, own // 8, 1
         if size <= 80 or not gathers:
-            return own, 32, 8, 1
+            few = compute_capability(q) == 12 and 40 < size <= 64 and not gathers
+            return own, 16 if few else 32, 8, 1
         # without a spill on any target
-        few = 4 if dot_precision(q) == "tf32" else 8
-        return {8: (32, 16, few, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(compute_capability(q), (32, 32, 8, 1))
+        warps = 4 if dot_precision(q) == "tf32" else 8
+        return {8: (32, 16, warps, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(compute_capability(q), (32, 32, 8, 1))
     if torch.version.hip is not None:
         return 64, 32, 4, 2
     if not gathers:

@@ -224,13 +224,19 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
             return 128, 64, 8, 1
         if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
             return 64, 64, 8, 1
-        return 32, 16 if 96 < size <= 128 and dot_precision(q) == "tf32" else 32, 8, 1
+        if dot_precision(q) == "tf32":
+            return 32, 16 if 96 < size <= 128 else 32, 8, 1
+        if compute_capability(q) == 12 and size > 64:
+            return (32, 16, 8, 1) if size <= 96 else (32, 32, 4, 1)
+        return 32, 32, 8, 1
     # all without a spill; an accumulator of wgmma takes fewer registers than one of Ampere's products
     rows = 128 if size <= (48 if compute_capability(q) in (8, 12) else 64) else 64
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
-    keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (16 if compute_capability(q) == 12 else 32, 1)
+    keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
+    if compute_capability(q) == 12 and size > 64:
+        keys //= 2
     return rows, keys, min(4, rows // 16), stages
 
 
