@@ -213,23 +213,29 @@ def _product_precision(q: Tensor) -> str:
 
 
 def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
-    """Tokens of the owner's and of the other side, warps and pipeline stages; places to gather from take registers."""
-    size = q.shape[3]
+    """Tokens of the owner's and of the other side, warps and pipeline stages; places to gather from take registers.
+
+    Chosen so that no kernel spills on any target.
+    """
+    size, capability = q.shape[3], compute_capability(q)
     if not is_low_precision(q):
         own = 32 if gathers or 40 < size <= 80 else 64
         if torch.version.hip is not None:  # with more warps each of their 64 lanes has less than 16 bytes to read
             return own, 32, own // 8, 1
-        if size <= 80 or not gathers:
-            few = compute_capability(q) == 12 and 40 < size <= 64 and not gathers
-            return own, 16 if few else 32, 8, 1
-        # without a spill on any target
-        warps = 4 if dot_precision(q) == "tf32" else 8
-        return {8: (32, 16, warps, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(compute_capability(q), (32, 32, 8, 1))
+        is_tf32 = dot_precision(q) == "tf32"
+        if not gathers:
+            few = 40 < size <= 64 if capability == 12 else size > 64 if capability == 10 and is_tf32 else False
+            return (32, 16, 8, 1) if few else (own, 32, 8, 1)
+        if size <= 80:
+            return own, 32, 8, 1
+        return {8: (32, 16, 4 if is_tf32 else 8, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(
+            capability, (32, 32, 8, 1)
+        )
     if torch.version.hip is not None:
         return 64, 32, 4, 2
     if not gathers:
         return 64, 64 if size <= 80 else 32, 4, 2
-    return 64, 32, 4 if size <= (48 if compute_capability(q) == 12 else 64) else 8, 2
+    return 64, 32, 4 if size <= {10: 0, 12: 48}.get(capability, 64) else 8, 2
 
 
 def run(

@@ -235,7 +235,8 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
     keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
-    if compute_capability(q) == 12 and size > 64:
+    capability = compute_capability(q)
+    if (capability == 12 and size > 64) or (capability == 10 and 96 < size <= 128):
         keys //= 2
     return rows, keys, min(4, rows // 16), stages
 
