@@ -67,8 +67,8 @@ Tensor attention_marginal(Tensor q, Tensor k, Tensor lse, double scale) {
         const int64_t index = task / strips, strip = task % strips;
         const int64_t b = index / queries.heads, head = index % queries.heads;
         sum_columns(queries, b, head, lse_data + index * queries.count, static_cast<Number>(scale), kernels,
-                    keys.panel(b, head, strip * kernels.tile.panels_at_once), std::min(strip_keys, num_keys - strip * strip_keys),
-                    out + index * num_keys + strip * strip_keys);
+                    keys.panel(b, head, strip * kernels.tile.panels_at_once),
+                    std::min(strip_keys, num_keys - strip * strip_keys), out + index * num_keys + strip * strip_keys);
       }
     });
   });

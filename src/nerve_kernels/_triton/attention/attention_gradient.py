@@ -224,7 +224,7 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
             return own, 32, own // 8, 1
         is_tf32 = dot_precision(q) == "tf32"
         if not gathers:
-            few = 40 < size <= 64 if capability == 12 else size > 64 if capability == 10 and is_tf32 else False
+            few = (capability == 12 and 40 < size <= 64) or (capability == 10 and size > 64 and is_tf32)
             return (32, 16, 8, 1) if few else (own, 32, 8, 1)
         if size <= 80:
             return own, 32, 8, 1
