@@ -148,7 +148,7 @@ class StatisticsRows {
     using Lanes = LanesOf<Number>;
     // What is not a number is passed over and caught by the sum. Four maxima at a time, as each waits for the one before.
     Lanes largest[4];
-    for (Lanes& some : largest) some = broadcast<Number>(N::kLowest);
+    for (int i = 0; i < 4; ++i) largest[i] = broadcast<Number>(N::kLowest);
     static_assert(kVectorsPerPanel % 2 == 0);
     for (int64_t v = 0; v < vectors; v += 4) {
       largest[0] = larger(load(scores + v * N::kLanes), largest[0]);
