@@ -224,8 +224,8 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
             return own, 32, own // 8, 1
         is_tf32 = dot_precision(q) == "tf32"
         if not gathers:
-            few = (capability == 12 and 40 < size <= 64) or (capability == 10 and size > 64 and is_tf32)
-            return (32, 16, 8, 1) if few else (own, 32, 8, 1)
+            few = {10: size > 64 if is_tf32 else size <= 40 or 64 < size <= 80, 12: 40 < size <= 64}
+            return (32, 16, 8, 1) if few.get(capability) else (own, 32, 8, 1)
         if size <= 80:
             return own, 32, 8, 1
         return {8: (32, 16, 4 if is_tf32 else 8, 1), 10: (32, 16, 4, 1), 12: (32, 16, 4, 1)}.get(

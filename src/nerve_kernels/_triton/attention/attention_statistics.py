@@ -218,7 +218,7 @@ def _nonzero(scale: float) -> float:
 
 def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     """Rows, keys, warps and pipeline stages; fewer rows a program where heads and rows are few."""
-    size = q.shape[3]
+    size, capability = q.shape[3], compute_capability(q)
     if not is_low_precision(q):
         if score_precision(q) == "tf32x3":
             return 128, 64, 8, 1
@@ -226,16 +226,15 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
             return 64, 64, 8, 1
         if dot_precision(q) == "tf32":
             return 32, 16 if 96 < size <= 128 else 32, 8, 1
-        if compute_capability(q) == 12 and size > 64:
-            return (32, 16, 8, 1) if size <= 96 else (32, 32, 4, 1)
-        return 32, 32, 8, 1
+        if capability in (10, 12) and 64 < size <= 96:
+            return 32, 16, 8, 1
+        return 32, 32, 4 if capability == 12 and size > 96 else 8, 1
     # all without a spill; an accumulator of wgmma takes fewer registers than one of Ampere's products
-    rows = 128 if size <= (48 if compute_capability(q) in (8, 12) else 64) else 64
+    rows = 128 if size <= (48 if capability in (8, 12) else 64) else 64
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
     keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
-    capability = compute_capability(q)
     if (capability == 12 and size > 64) or (capability == 10 and 96 < size <= 128):
         keys //= 2
     return rows, keys, min(4, rows // 16), stages
