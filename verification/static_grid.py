@@ -49,7 +49,7 @@ def launches(precision: str, head_size: int, target: str) -> Iterator[tuple[str,
 def faults(launch: Launch, precision: str, target: str, compiled: Compiled) -> list[str]:
     """What is wrong with a compiled kernel, in words."""
     found = []
-    if compiled.spills > spills_allowed(target, triton.__version__):
+    if compiled.spills:
         found.append(f"{compiled.spills} spills")
     if compiled.shared_bytes > SHARED_MEMORY_LIMIT[target]:
         found.append(f"{compiled.shared_bytes} bytes of shared memory, of {SHARED_MEMORY_LIMIT[target]}")
@@ -71,22 +71,9 @@ def copied_in_halves(launch: Launch, matrix: Tensor, version: str) -> bool:
     Triton 3.6 lays float16 out for the product it is widened to, TF32, while it is still float16, and so halves the
     width of a pipelined copy. Whole sectors are read all the same. Triton 3.8 copies 16 bytes.
     """
+    older = tuple(int(part) for part in version.split(".")[:2]) <= (3, 6)
     widened = matrix.dtype == torch.float16 and launch.constants.get("HALF_PRECISION") == "tf32"
-    return is_oldest(version) and widened and launch.stages > 1
-
-
-def spills_allowed(target: str, version: str) -> int:
-    """How many loads and stores of local memory are no fault.
-
-    Tiles are chosen for the newest Triton, and for Triton 3.6 on the GPU whose images hold it. On another it may save
-    three registers before a loop and read them after it; what does is in the CSV.
-    """
-    return 8 if is_oldest(version) and target != "sm_90" else 0
-
-
-def is_oldest(version: str) -> bool:
-    """Whether this Triton is the oldest that is promised."""
-    return tuple(int(part) for part in version.split(".")[:2]) <= (3, 6)
+    return older and widened and launch.stages > 1
 
 
 def check(case: Case) -> list[dict[str, Any]]:

@@ -74,9 +74,3 @@ def test_it_is_the_triton_that_is_promised_and_compiles_and_interprets_with_it()
     assert OLDEST_TRITON.startswith(promised[1])
     with_it = {check.rung for check in CHECKS if OLDEST_TRITON in check.command}
     assert with_it == {"3", "7"}
-
-
-def test_the_oldest_triton_may_spill_where_its_tiles_were_not_chosen() -> None:
-    static_grid = pytest.importorskip("verification.static_grid", exc_type=ImportError)
-    allowed = static_grid.spills_allowed
-    assert (allowed("sm_80", "3.6.0"), allowed("sm_90", "3.6.0"), allowed("sm_80", "3.8.0")) == (8, 0, 0)
