@@ -222,13 +222,14 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
     if not is_low_precision(q):
         if score_precision(q) == "tf32x3":
             return 128, 64, 8, 1
-        if size <= 48 or (size <= 64 and dot_precision(q) == "tf32"):
+        is_tf32 = dot_precision(q) == "tf32"
+        if size <= (64 if is_tf32 else 48):
             return 64, 64, 8, 1
-        if dot_precision(q) == "tf32":
+        if is_tf32:
             return 32, 16 if 96 < size <= 128 else 32, 8, 1
         if capability in (10, 12) and 64 < size <= 96:
             return 32, 16, 8, 1
-        return 32, 32, 4 if capability == 12 and size > 96 else 8, 1
+        return 32, 32, 4 if capability == 12 and size > 64 else 8, 1
     # all without a spill; an accumulator of wgmma takes fewer registers than one of Ampere's products
     rows = 128 if size <= (48 if capability in (8, 12) else 64) else 64
     while rows > 16 and q.shape[0] * q.shape[1] * triton.cdiv(q.shape[2], rows) < multiprocessors(q) * 3 // 4:
