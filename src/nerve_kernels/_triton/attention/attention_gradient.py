@@ -235,7 +235,7 @@ def _blocks(q: Tensor, gathers: bool) -> tuple[int, int, int, int]:
         return 64, 32, 4, 2
     if not gathers:
         return 64, 64 if size <= 80 else 32, 4, 2
-    return 64, 32, 4 if size <= {10: 0, 12: 48}.get(capability, 64) else 8, 2
+    return 64, 32, 4 if size <= {8: 48, 10: 0, 12: 48}.get(capability, 64) else 8, 2
 
 
 def run(

@@ -226,7 +226,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
         if size <= (64 if is_tf32 else 48):
             return 64, 64, 8, 1
         if is_tf32:
-            return 32, 16 if 96 < size <= 128 else 32, 8, 1
+            return 32, 16 if size > 96 else 32, 8, 1
         if capability in (10, 12) and 64 < size <= 96:
             return 32, 16, 8, 1
         return 32, 32, 4 if capability == 12 and size > 64 else 8, 1
@@ -236,7 +236,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
         rows //= 2
     # a row belongs to one warp, so that no sum crosses warps
     keys, stages = (64, 3) if size <= 64 else (64, 2) if size <= 128 else (32, 1)
-    if (capability == 12 and size > 64) or (capability == 10 and 96 < size <= 128):
+    if {8: size > 128, 10: 96 < size <= 128, 12: size > 64}.get(capability):
         keys //= 2
     return rows, keys, min(4, rows // 16), stages
 

@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import HeadSplit, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    HeadSplit,
+    Launch,
+    compute_capability,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+)
 from nerve_kernels.grids import MIN_WINDOW_MASS
 
 from .tiles import fused_tile
@@ -139,7 +146,7 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int, int]:
     """Rows and columns of a tile of queries, most keys of one block, warps and pipeline stages."""
     if is_low_precision(q):
         return 4, 8, 256, 8, 1
-    return 4, (4 if q.shape[3] <= 80 else 2), 128, 8, 1
+    return 4, (4 if q.shape[3] <= (64 if compute_capability(q) == 8 else 80) else 2), 128, 8, 1
 
 
 def run(

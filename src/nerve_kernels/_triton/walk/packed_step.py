@@ -71,7 +71,11 @@ def write_state(
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, LABELS: tl.constexpr,
     WINDOW_ROWS: tl.constexpr, HALO_COLUMNS: tl.constexpr, MARGIN: tl.constexpr,
 ):  # fmt: skip
-    """P of a tile and the averages of its cells, as the next step reads them."""
+    """P of a tile and the averages of its cells, as the next step reads them.
+
+    A packed state is small (MAX_PACKED_BYTES), and 32 bits reach all of it: as many addresses in 64 would not fit into
+    the registers beside the sums.
+    """
     if LOCAL:
         at = ((top + token_y + WINDOW_ROWS // 2) * pitch + left + token_x + MARGIN)[:, None] + label_at[None, :]
         store_terms(x + at, plane, total, valid[:, None], MODE)
@@ -161,7 +165,7 @@ def packed_step_kernel(
         tl.store(out + plain, total.to(out.dtype.element_ty), mask=mask)
     else:
         write_state(
-            total, x_out + state, plane, label.to(tl.int64) * label_stride, valid, token_y, token_x, top, left,
+            total, x_out + state, plane, label * label_stride, valid, token_y, token_x, top, left,
             grid_rows, pitch, height, width, MODE, LOCAL, POOL, BLOCK_ROWS, BLOCK_COLUMNS, SLOTS,
             TILE_ROWS, TILE_COLUMNS, LABELS, WINDOW_ROWS, HALO_COLUMNS, MARGIN,
         )  # fmt: skip

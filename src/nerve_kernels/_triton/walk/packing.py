@@ -20,7 +20,7 @@ from nerve_kernels._triton.launch import Launch, dot_precision, matrix_strides
 
 from .walk_step import Tiling, batch_stride, half_precision, label_block
 
-MAX_PACKED_BYTES = 1 << 30
+MAX_PACKED_BYTES = 1 << 30  # and so 2²⁸ elements of a state at most
 MIN_PACKED_STEPS = 3  # laying the weights out costs about as much as one step without
 MAX_PACKED_SLOTS = 128  # tokens of a tile; more leave no registers beside two accumulators
 ALIGN = 4  # elements of P that are copied at once: 16 bytes of float32

@@ -279,9 +279,9 @@ def _blocks(weights: list[Tensor], tiling: Tiling, labels: int) -> tuple[int, in
         # float16 as TF32 takes twice the registers; where it stays as it is, 64 columns are 16 bytes for each thread
         widened = [part.dtype == torch.float16 and half_precision() == "tf32" for part in weights]
         ranks = 64 if small and not any(widened) else 32
-        stages = 3 if small and not (full and widened[0]) else 2
-        # window values in float32 beside a full accumulator, or kept for multipliers: 64 bytes of them, not 128
         float32 = not any(is_low_precision(part) for part in weights)
+        stages = 3 if (small and not (full and widened[0])) or (float32 and on_tensor_cores) else 2
+        # window values in float32 beside a full accumulator, or kept for multipliers: 64 bytes of them, not 128
         halo = 16 if float32 and (full or (small and not on_tensor_cores)) else 32
         # as many columns of a matrix whose rows are not contiguous, such as Sᵀ, are addresses for twice the threads
         scattered = ranks == 64 and any(part.stride(-1) != 1 for part in weights)
