@@ -226,7 +226,9 @@ def _blocks(q: Tensor) -> tuple[int, int, int, int]:
         if size <= (64 if is_tf32 else 48):
             return 64, 64, 8, 1
         if is_tf32:
-            return 32, 16 if size > 96 else 32, 8, 1
+            if capability == 8 and size > 128:
+                return 64, 16, 8, 1
+            return 32, 16 if 96 < size <= 128 else 32, 8, 1
         if capability in (10, 12) and 64 < size <= 96:
             return 32, 16, 8, 1
         return 32, 32, 4 if capability == 12 and size > 64 else 8, 1

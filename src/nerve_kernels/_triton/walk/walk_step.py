@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerve_kernels._triton.launch import VECTOR_BYTES, Launch, dot_precision, is_low_precision, matrix_strides
+from nerve_kernels._triton.launch import (
+    VECTOR_BYTES,
+    Launch,
+    compute_capability,
+    dot_precision,
+    is_low_precision,
+    matrix_strides,
+)
 
 MAX_LABELS = 64  # of a block; accumulators of more would leave no registers
 MAX_SLOTS = 256  # tokens of a tile, likewise
@@ -112,7 +119,6 @@ def walk_step_kernel(
             total = float32_dot(weights, halo_p.to(tl.float32), total, PRECISION, HALF_PRECISION)
         total *= local_share
     if GLOBAL == "product":
-        global_total = tl.zeros([TILE_ROWS * TILE_COLUMNS * SLOTS, LABELS], tl.float32)
         u_base = u + batch * u_batch * U_ALIGN
         pooled_base = pooled + batch * pooled_batch
         for start in range(0, ranks, RANKS):
@@ -124,8 +130,9 @@ def walk_step_kernel(
                 mask=(rank < ranks)[:, None] & label_valid,
                 other=0.0,
             )
-            global_total = float32_dot(weights, pooled_rows.to(tl.float32), global_total, PRECISION, HALF_PRECISION)
-        total += global_total * global_share
+            # tensor cores cut their sums, towards zero: each block's is added by itself, in float32
+            none = tl.zeros([TILE_ROWS * TILE_COLUMNS * SLOTS, LABELS], tl.float32)
+            total += global_share * float32_dot(weights, pooled_rows.to(tl.float32), none, PRECISION, HALF_PRECISION)
     if GLOBAL == "spread":
         # the cell that covers y is the last one whose first row ⌊a · height / cells⌋ is not beyond y; 64 bits for a · y
         y, x = (top + token_y).to(tl.int64), (left + token_x).to(tl.int64)
@@ -276,15 +283,17 @@ def _blocks(weights: list[Tensor], tiling: Tiling, labels: int) -> tuple[int, in
     on_tensor_cores = any(is_low_precision(part) or dot_precision(part) == "tf32" for part in weights)
     if slots <= 64:
         small, full = slots * labels <= 2048, slots * labels == 2048
+        float32 = not any(is_low_precision(part) for part in weights)
         # float16 as TF32 takes twice the registers; where it stays as it is, 64 columns are 16 bytes for each thread
         widened = [part.dtype == torch.float16 and half_precision() == "tf32" for part in weights]
         ranks = 64 if small and not any(widened) else 32
-        float32 = not any(is_low_precision(part) for part in weights)
-        stages = 3 if (small and not (full and widened[0])) or (float32 and on_tensor_cores) else 2
+        # the columns of a matrix whose rows are not contiguous, such as Sᵀ, are addresses for twice the threads
+        scattered = any(part.stride(-1) != 1 for part in weights)
+        stages = 3 if small or (float32 and on_tensor_cores) else 2
+        if widened[0] and (scattered or (full and compute_capability(weights[0]) >= 10)):
+            stages = 2
         # window values in float32 beside a full accumulator, or kept for multipliers: 64 bytes of them, not 128
         halo = 16 if float32 and (full or (small and not on_tensor_cores)) else 32
-        # as many columns of a matrix whose rows are not contiguous, such as Sᵀ, are addresses for twice the threads
-        scattered = ranks == 64 and any(part.stride(-1) != 1 for part in weights)
         return halo, ranks, 4 if on_tensor_cores and not scattered else 8, stages
     inner = 32 if on_tensor_cores else 16
     return inner, inner, 8, 2
