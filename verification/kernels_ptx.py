@@ -31,6 +31,7 @@ from nerve_kernels._triton.launch import Launch, recording
 from nerve_kernels._triton.walk import random_walk, walk_gradients, walk_pooling
 from nerve_kernels._triton.walk.sparse_gradients import sparse_gradient
 from nerve_kernels._triton.walk.sparse_step import sparse_local
+from nerve_kernels._triton.walk.u_gradient import plan_u
 from nerve_kernels.grids import stencil_neighbours, window_neighbours
 
 RESULTS = ROOT / "build" / "verify" / "kernels_ptx.csv"
@@ -104,6 +105,21 @@ def gradient_case(
     return PtxCase([planned], found, expected, TOLERANCE[torch.float32])
 
 
+def u_gradient_case(tokens: int, ranks: int, labels: int) -> PtxCase:
+    """The gradient of U over three steps added to what was there, for a batch of two that shared it."""
+    # what lies between steps, in the walk up to a multiple of 16 bytes, is not read
+    adjoints, pools = (
+        torch.cat((_random(3, 2 * rows * labels, seed=seed), torch.full((3, 4), math.nan)), 1)[:, :-4].unflatten(
+            1, (2, rows, labels)
+        )
+        for rows, seed in ((tokens, 2), (ranks, 3))
+    )
+    before = _random(1, tokens, ranks, seed=4)
+    expected = before.double() + 0.5 * torch.einsum("sbic,sbmc->im", adjoints.double(), pools.double())
+    found = before.clone()
+    return PtxCase([plan_u(adjoints, pools, 0.5, found)], found, expected, TOLERANCE[torch.float32])
+
+
 def average_case(
     grid: tuple[int, int], cells: tuple[int, int], labels: int, plan: Callable[..., Launch] | None = None
 ) -> PtxCase:
@@ -160,6 +176,8 @@ CASES: dict[str, Callable[[], PtxCase]] = {
     "dk, bf16, sharpened": lambda: score_gradient_case(torch.bfloat16, True, 2.0),
     "window values' gradient, 21 labels": lambda: gradient_case((6, 11), (3, 5), 21),
     "window values' gradient, 32 labels, window 7": lambda: gradient_case((8, 16), (7, 7), 32),
+    "U's gradient, 21 labels": lambda: u_gradient_case(70, 15, 21),
+    "U's gradient, 36 labels": lambda: u_gradient_case(64, 72, 36),
     "averages of even cells, 21 labels": lambda: average_case((8, 16), (2, 4), 21),
     "averages of uneven cells, 32 labels": lambda: average_case((7, 13), (3, 5), 32),
     "division of rows": lambda: division_case(37, 21),

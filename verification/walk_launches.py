@@ -14,6 +14,7 @@ from nerve_kernels._arguments import AffinityArguments
 from nerve_kernels._triton.launch import Launch
 from nerve_kernels._triton.walk.random_walk import WalkOperator, packed_operator
 from nerve_kernels._triton.walk.random_walk_backward import AdjointOperator
+from nerve_kernels._triton.walk.u_gradient import plan_u
 from nerve_kernels._triton.walk.walk_gradients import plan_window_values
 from nerve_kernels._triton.walk.walk_pooling import plan_average, plan_division
 from nerve_kernels._triton.walk.walk_step import MAX_LABELS
@@ -124,6 +125,9 @@ def walk_launches(precision: str) -> dict[str, list[Launch]]:
                 seeds, on_grid = size.seeds(), (list(size.grid), list(size.window))
                 gradient = plan_window_values(seeds, seeds, *on_grid, 1.0, torch.empty_like(operator.values))
                 found[f"random_walk_backward{mark}"].append(gradient)
+                if operator.pool_size is not None:
+                    several = (operator.empty(4, rows) for rows in (seeds.shape, operator.pool_size))
+                    found[f"random_walk_backward{mark}"].append(plan_u(*several, 1.0, torch.empty_like(operator.u)))
         if dtype == torch.float32:
             for labels in (21, 171):
                 seeds, pooled = _empty(1, 4096, labels), _empty(1, 256, labels)

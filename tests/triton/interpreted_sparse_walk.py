@@ -66,6 +66,8 @@ def test_gradients(kind):
         ("clamped", {"grid": (1, 7), "window": (1, 3), "dilations": (1, 9), "centre": True, "steps": 1}),
         ("graph", {"index_dtype": torch.int64, "affinity_batch": 2, "batch": 2, "labels": 33, "steps": 1}),
         ("graph", {"batch": 2}),
+        ("stencil", {"steps": 5}),
+        ("mixed graph", {"steps": 5}),
     ],
     ids=str,
 )

@@ -5,6 +5,8 @@ Grids give at least two tiles along each axis, two blocks of U's columns, severa
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from tests.ops.problems import relative_error, walk_problem
@@ -91,6 +93,10 @@ def test_gradients(kind, affinity_batch):
         {"grid": (7, 11), "cells": (3, 4), "labels": 33},
         {"grid": (4, 6), "cells": (4, 6), "steps": 1},
         {"steps": 0},
+        {"grid": (7, 11), "cells": (3, 4), "labels": 33, "steps": 11, "batch": 2},  # segments of 3, 3, 3 and 2
+        {"grid": (4, 10), "kind": "mixed factors", "steps": 4, "normalize": False},
+        {"grid": (4, 10), "kind": "dense", "steps": 5},
+        {"grid": (4, 10), "cells": (2, 5), "steps": 6, "seeds_dtype": torch.float16},
         {"grid": (4, 10), "cells": (2, 5), "normalize": False, "labels": 1},
         {"grid": (4, 10), "cells": (2, 5), "dtype": torch.float16, "seeds_dtype": torch.float16, "steps": 1},
     ],
@@ -144,6 +150,20 @@ def test_one_launch_a_step_where_cells_are_even(monkeypatch):
         launched.clear()
         random_walk(triton_walk.run, kind=kind, grid=(4, 10), cells=cells, labels=labels)
         assert launched == expected
+
+
+def test_a_gradient_takes_one_product_a_segment_for_u(monkeypatch):
+    """Four steps in two segments, the first of which is walked once more; even cells are averaged by the steps."""
+    launched = []
+    original = Launch.run
+    monkeypatch.setattr(Launch, "run", lambda self: (launched.append(self.kernel.__name__), original(self)))
+    walk_gradients(triton_walk_backward.run, grid=(4, 10), cells=(2, 5), steps=4, normalize=False)
+    assert Counter(launched) == {
+        "walk_step_kernel": 2 + 2 + 4,
+        "average_cells_kernel": 1 + 2,
+        "window_values_gradient_kernel": 4,
+        "u_gradient_kernel": 2,
+    }
 
 
 def test_the_public_walk_and_its_gradient_take_the_named_backend():

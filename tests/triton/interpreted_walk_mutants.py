@@ -40,7 +40,7 @@ MUTANTS = {
         "random_walk", "walk_step", "tl.where(mask, total, 0.0)", "total + 1", {"grid": (6, 18), "cells": (2, 6)},
     ),
     "shares are exchanged": (
-        "random_walk", "walk_step", "global_total * global_share", "global_total * local_share", SMALL,
+        "random_walk", "walk_step", "global_share * float32_dot", "local_share * float32_dot", SMALL,
     ),
     "the low half of P is dropped": (
         "random_walk", "walk_step",
@@ -78,6 +78,26 @@ MUTANTS = {
     "the gradient of values forgets labels": (
         "random_walk_backward", "walk_gradients", "range(0, labels, LABELS)", "range(0, labels - LABELS, LABELS)",
         {**SMALL, "labels": 33},
+    ),
+    "the gradient of U forgets earlier segments": (
+        "random_walk_backward", "u_gradient", "tl.load(at, mask=mask, other=0.0) + share", "share",
+        {**SMALL, "steps": 4},
+    ),
+    "the gradient of U forgets a step of a segment": (
+        "random_walk_backward", "u_gradient", "range(steps * batches)", "range((steps - 1) * batches)",
+        {**SMALL, "steps": 4},
+    ),
+    "the gradient of U takes another image's": (
+        "random_walk_backward", "u_gradient", "first * batches + turn % batches", "first * batches",
+        {**SMALL, "steps": 4, "batch": 2},
+    ),
+    "the gradient of U forgets labels": (
+        "random_walk_backward", "u_gradient", "range(0, labels, LABELS)", "range(0, labels - LABELS, LABELS)",
+        {**SMALL, "labels": 33},
+    ),
+    "P of a segment is overwritten before it is used": (
+        "random_walk_backward", "random_walk_backward", "(states[step - 1], states[step - 1]) if step",
+        "(states[step], states[step - 1]) if step", {**SMALL, "steps": 4},
     ),
     "the adjoint forgets the division of rows": (
         "random_walk_backward", "random_walk_backward", "if normalize:", "if False:", SMALL,

@@ -92,6 +92,7 @@ def test_every_relative_of_the_step_is_interpreted() -> None:
         "local_affinity_kernel",
         "normalize_rows_kernel",
         "window_values_gradient_kernel",
+        "u_gradient_kernel",
         "average_cells_kernel",
         "divide_rows_kernel",
         "stencil_step_kernel",

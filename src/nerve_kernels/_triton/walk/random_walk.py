@@ -7,6 +7,7 @@ one program. Explicit factors take T = Vᵀ P from cuBLAS. P and T are float32, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,6 +39,7 @@ class WalkOperator:
         values, u, v, dense = affinity.parts
         grid, window, cells, beta = affinity.grid, affinity.window, affinity.cells, affinity.beta
         self.batch, self.tokens, self.labels = p.shape
+        self.device = p.device
         self.sparse = sparse_local(affinity)
         has_local = values is not None
         self.values = None if values is None or self.sparse else values.contiguous()
@@ -67,22 +69,31 @@ class WalkOperator:
             self.step = SparseStep(self.sparse, 1.0 - alpha, self.local_share, None if u is None else step)
         self._start: Callable[..., None] | None = None
 
-    def pool(self, p: Tensor) -> Tensor | None:
-        """T of P, which a step reads beside it: averages over cells, Vᵀ P, or P itself."""
+    def pool(self, p: Tensor, pooled: Tensor | None = None) -> Tensor | None:
+        """T of P, which a step reads beside it: averages over cells or Vᵀ P, written to ``pooled``; or P itself."""
         if self.dense is not None or self.cells_are_tokens:
             return p
         if self.v is not None:
-            return self.v.transpose(-1, -2) @ p.float()
-        if not self.has_cells:
+            return torch.matmul(self.v.transpose(-1, -2), p.float(), out=pooled)
+        if self.pool_size is None:
             return None
-        pooled = self._empty_pooled()
+        pooled = self.empty(1, self.pool_size)[0] if pooled is None else pooled
         plan_average(p, self.grid, self.cells, pooled).run()
         return pooled
 
-    def _empty_pooled(self) -> Tensor:
-        size = (self.batch, self.cells[0] * self.cells[1], self.labels)
-        assert self.u is not None
-        return torch.empty(size, dtype=torch.float32, device=self.u.device)
+    @property
+    def pool_size(self) -> tuple[int, int, int] | None:
+        """Of T, (B, r, C), where it is not P itself."""
+        if self.u is None or self.cells_are_tokens:
+            return None
+        return self.batch, self.u.shape[2], self.labels
+
+    def empty(self, count: int, size: Sequence[int]) -> Tensor:
+        """(count, *size) float32, each contiguous at a multiple of 16 bytes, so that one launch serves them all."""
+        numbers = math.prod(size)
+        apart = -(-numbers // 4) * 4
+        rows = torch.empty((count, apart), dtype=torch.float32, device=self.device)
+        return rows[:, :numbers].unflatten(1, list(size))
 
     def buffers(self, wide: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """What P goes to in turn, ``wide`` among them; where rows are gathered alone, two with rows made for that."""
@@ -92,22 +103,23 @@ class WalkOperator:
         return wide, torch.empty_like(wide) if steps > 1 else wide
 
     def steps(
-        self, p: Tensor, seeds: Tensor, buffers: tuple[Tensor, Tensor], out: Tensor, steps: int, normalize: bool
+        self, p: Tensor, seeds: Tensor, buffers: Sequence[Tensor], out: Tensor, steps: int, normalize: bool
     ) -> None:
-        """All steps from ``p``: to ``buffers`` in turn, and the last to ``out``."""
-        pooled = self.pool(p)
-        pools = (self._empty_pooled(), self._empty_pooled()) if self.pools_itself else (None, None)
-        for step in range(1, steps):
-            target, pooled_out = buffers[(steps - step) % 2], pools[step % 2]
-            self._advance(p, pooled, seeds, target, pooled_out)
-            p, pooled = target, pooled_out if self.pools_itself else self.pool(target)
+        """All steps from ``p``: to two ``buffers`` in turn, and the last to ``out``."""
+        targets = [buffers[(steps - step) % 2] for step in range(1, steps)]
+        pools = [None, None] if self.pool_size is None else self.empty(2, self.pool_size).unbind()
+        p, pooled = self.through(p, seeds, targets, [pools[step % 2] for step in range(steps)])
         self.step.plan(p, pooled, seeds, out, normalize=normalize).run()
 
-    def following(self, p: Tensor, seeds: Tensor) -> Tensor:
-        """The P after ``p``, by itself."""
-        out = torch.empty(p.shape, dtype=torch.float32, device=p.device)
-        self._advance(p, self.pool(p), seeds, out, None)
-        return out
+    def through(
+        self, p: Tensor, seeds: Tensor, targets: Sequence[Tensor], pools: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A step to each of ``targets``; T of ``p`` and of each of them to ``pools``. Returns the last P and its T."""
+        pooled = self.pool(p, pools[0])
+        for out, pooled_out in zip(targets, pools[1:], strict=True):
+            self._advance(p, pooled, seeds, out, pooled_out if self.pools_itself else None)
+            p, pooled = out, pooled_out if self.pools_itself else self.pool(out, pooled_out)
+        return p, pooled
 
     def product(self, p: Tensor) -> Tensor:
         """α S P, of a P at any address, in float32."""
