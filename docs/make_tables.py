@@ -53,7 +53,11 @@ SPEED = (  # (operation, size, peer) as benchmarks/results/cpu.csv names them
 
 EMULATED = "**compiled and emulated, not yet timed on hardware**; never run on a GPU"
 STATES = {  # device, what, state
-    "cuda": ("CUDA ≥ sm_80", "the whole walk as one persistent cooperative launch, where it fits on chip", EMULATED),
+    "cuda": (
+        "CUDA ≥ sm_80",
+        "the whole walk as one persistent cooperative launch, where one range of an image's labels fits on chip",
+        EMULATED,
+    ),
     "triton": ("CUDA, ROCm", "every operator: fused kernels, one launch a step of the walk, its gradient", EMULATED),
     "cpp": (
         "CPU",

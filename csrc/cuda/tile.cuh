@@ -20,22 +20,18 @@ struct Tile {
   Cell* const cells;
   Piece* const pieces;
   const int thread, warp, lane;
-  int part, image, first_label;            // of this block
+  const int team, part, image;
   int top, left;                           // of its tile on the grid
   int first_cell_row, first_cell_column;   // of the cells that its tile touches
   int num_pieces, piece_columns;
 
-  __device__ Tile(const Walk& walk, float* memory)
+  __device__ Tile(const Walk& walk, float* memory, int part)
       : walk(walk), layout(walk, kLabelsPerLane), tile(memory + layout.tile), restart(memory + layout.restart),
         values(memory + layout.values), u(memory + layout.u), scratch(memory + layout.scratch),
         cells(reinterpret_cast<Cell*>(memory + layout.cells)),
-        pieces(reinterpret_cast<Piece*>(memory + layout.pieces)), thread(threadIdx.x), warp(thread / 32),
-        lane(thread % 32) {
-    const int tiles = walk.tile_rows() * walk.tile_columns();
-    const int index = blockIdx.x % tiles;
-    part = blockIdx.x / tiles;
-    image = part / walk.label_parts;
-    first_label = part % walk.label_parts * kLabels;
+        pieces(reinterpret_cast<Piece*>(memory + layout.pieces)), thread(own(threadIdx.x)), warp(thread / 32),
+        lane(thread % 32), team(blockIdx.x / walk.num_tiles()), part(part), image(part / walk.label_parts) {
+    const int index = blockIdx.x % walk.num_tiles();
     top = index / walk.tile_columns() << walk.tile_height_bits;
     left = index % walk.tile_columns() << walk.tile_width_bits;
     num_pieces = 0;
@@ -49,6 +45,13 @@ struct Tile {
     }
   }
 
+  // The same number, of which the compiler does not know that it is: what it computes from it for one part it would else
+  // compute before all of them, or keep from the start of a part to its end, in registers that the steps need.
+  __device__ static int own(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+  }
+
   // Cell a covers positions floor(a * side / cells) ... floor((a + 1) * side / cells) - 1.
   __device__ static int cell_begin(int cell, int side, int cells) { return cell * side / cells; }
   __device__ static int cell_of(int position, int side, int cells) { return ((position + 1) * cells - 1) / side; }
@@ -58,11 +61,11 @@ struct Tile {
   __device__ float* in_tile(int y, int x) const {
     return tile + (y + walk.radius_y()) * layout.row_stride + (x + walk.radius_x()) * kLabels;
   }
-  __device__ float* published(int64_t step) const {
-    return walk.published + ((step & 1) * walk.num_parts() + part) * walk.num_tokens() * kLabels;
+  __device__ float* published(uint32_t round) const {
+    return walk.published + ((round & 1) * walk.teams + team) * walk.num_tokens() * kLabels;
   }
-  __device__ float* published_pieces(int64_t step) const {
-    return walk.pieces + ((step & 1) * walk.num_parts() + part) * walk.num_slots() * kLabels;
+  __device__ float* published_pieces(uint32_t round) const {
+    return walk.pieces + ((round & 1) * walk.teams + team) * walk.num_slots() * kLabels;
   }
   __device__ int quad_columns_bits() const { return walk.tile_width_bits - 2; }
   __device__ int quad_row(int quad) const { return quad >> quad_columns_bits(); }
@@ -76,21 +79,29 @@ struct Tile {
            pair % (kLabelsPerLane / 2) * 2;
   }
 
+  // Calls `function` with each of this part's labels in the tile, its token and its index in (batch, N, labels).
+  template <typename Function>
+  __device__ void for_each_label(Function&& function) const {
+    const int64_t first_token = image * walk.num_tokens();
+    const int first_label = part % walk.label_parts * kLabels;
+    for (int i = thread; i < walk.tile_tokens() * kLabels; i += kThreads) {
+      const int token = i / kLabels, label = i % kLabels;
+      const int y = token >> walk.tile_width_bits, x = token & (walk.tile_width() - 1);
+      if (!on_grid(top + y, left + x) || first_label + label >= walk.labels) continue;
+      const int64_t row = first_token + token_at(top + y, left + x);
+      function(in_tile(y, x)[label], token, row * walk.labels + first_label + label);
+    }
+  }
+
   // ---- what stays in shared memory ---------------------------------------------------------------------------------
 
   __device__ void load_seeds() const {
+    __syncthreads();  // the part before is still read, until it is written
     for (int i = thread; i < layout.restart - layout.tile; i += kThreads) tile[i] = 0;  // the halo off the grid
     __syncthreads();
     with_number(walk.seeds_number, [&](auto number) {
       const auto* seeds = static_cast<const decltype(number)*>(walk.seeds);
-      for (int i = thread; i < walk.tile_tokens() * kLabels; i += kThreads) {
-        const int token = i / kLabels, label = i % kLabels;
-        const int y = token >> walk.tile_width_bits, x = token & (walk.tile_width() - 1);
-        if (on_grid(top + y, left + x) && first_label + label < walk.labels) {
-          const int64_t row = image * walk.num_tokens() + token_at(top + y, left + x);
-          in_tile(y, x)[label] = widen(seeds[row * walk.labels + first_label + label]);
-        }
-      }
+      for_each_label([&](float& p, int, int64_t index) { p = widen(seeds[index]); });
     });
     __syncthreads();
     for (int i = thread; i < walk.tile_tokens() * kLabels / 2; i += kThreads) {
@@ -166,12 +177,28 @@ struct Tile {
 
   // ---- the exchange with other blocks ------------------------------------------------------------------------------
 
-  // This tile's P and its pieces of cells, for the step after `step` of all blocks.
-  __device__ void publish(int64_t step) const {
+  // The blocks of this team wait for each other, for the last time in `round`: what they wrote before it, all may read
+  // after it. One counter, which only grows, so that nothing is to be reset. It is never further than a round from what
+  // is waited for, so the sign of the difference tells which is ahead, after 2^32 too. It decides when a block goes on
+  // and never what it computes: results stay bitwise repeatable.
+  __device__ void wait_for_team(uint32_t round) const {
+    __syncthreads();
+    if (thread == 0) {
+      ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> arrived(walk.arrivals[int64_t{team} * kArrivals]);
+      const uint32_t all = (round + 1) * static_cast<uint32_t>(walk.num_tiles());
+      arrived.fetch_add(1, ::cuda::memory_order_release);
+      while (static_cast<int32_t>(arrived.load(::cuda::memory_order_acquire) - all) < 0) {
+      }
+    }
+    __syncthreads();
+  }
+
+  // This tile's P and its pieces of cells, for the blocks of this team to read after they have waited in `round`.
+  __device__ void publish(uint32_t round) const {
     if (walk.window_size() > 0) {
       const int vectors = min(walk.tile_width(), walk.width - left) * kVectors;
       for (int y = warp; y < walk.tile_height() && top + y < walk.height; y += kWarps) {
-        float4* to = reinterpret_cast<float4*>(published(step) + token_at(top + y, left) * kLabels);
+        float4* to = reinterpret_cast<float4*>(published(round) + token_at(top + y, left) * kLabels);
         for (int i = lane; i < vectors; i += 32) to[i] = reinterpret_cast<const float4*>(in_tile(y, 0))[i];
       }
     }
@@ -181,12 +208,12 @@ struct Tile {
       float sum = 0;
       for (int y = piece.top; y < piece.bottom; ++y)
         for (int x = piece.left; x < piece.right; ++x) sum += in_tile(y, x)[label];
-      published_pieces(step)[int64_t{piece.slot} * kLabels + label] = piece.share * sum;
+      published_pieces(round)[int64_t{piece.slot} * kLabels + label] = piece.share * sum;
     }
   }
 
   // The tokens around the tile, as other blocks published them; those off the grid stay 0.
-  __device__ void fetch_halo(int64_t step) const {
+  __device__ void fetch_halo(uint32_t round) const {
     if (walk.window_size() == 0) return;
     constexpr int kAcross = 64, kRows = kThreads / kAcross;  // threads along a row, rows at a time
     const int first_x = max(left - walk.radius_x(), 0);
@@ -194,7 +221,7 @@ struct Tile {
     const int first_y = max(-walk.radius_y(), -top);
     const int end_y = min(walk.tile_height() + walk.radius_y(), walk.height - top);
     const int own_begin = (left - first_x) * kVectors, own_end = own_begin + walk.tile_width() * kVectors;
-    const float4* from = reinterpret_cast<const float4*>(published(step)) + first_x * kVectors;
+    const float4* from = reinterpret_cast<const float4*>(published(round)) + first_x * kVectors;
     for (int i = thread % kAcross; i < (end_x - first_x) * kVectors; i += kAcross) {
       const bool own_column = i >= own_begin && i < own_end;
       const auto wanted = [&](int y) { return y < end_y && !(own_column && y >= 0 && y < walk.tile_height()); };
@@ -212,8 +239,8 @@ struct Tile {
   }
 
   // T of cells `first` ... `first + count - 1`: scratch[cell][label].
-  __device__ void fetch_pooled(int64_t step, int first, int count) const {
-    const float4* from = reinterpret_cast<const float4*>(published_pieces(step));
+  __device__ void fetch_pooled(uint32_t round, int first, int count) const {
+    const float4* from = reinterpret_cast<const float4*>(published_pieces(round));
     float4* to = reinterpret_cast<float4*>(scratch);
     for (int begin = thread; begin < count * kVectors; begin += kLoads * kThreads) {
       float4 pooled[kLoads] = {};

@@ -87,8 +87,8 @@ const void* matrix_of(const Tensor& matrix, const char* name, const Walk& walk, 
 Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Tensor> u, std::vector<int64_t> grid,
                    std::vector<int64_t> window, std::vector<int64_t> cells, double beta, double alpha, int64_t steps,
                    bool normalize, std::vector<int64_t> plan) {
-  STD_TORCH_CHECK(grid.size() == 2 && window.size() == 2 && cells.size() == 2 && plan.size() == 5,
-                  "grid, window and cells must be pairs, plan five numbers");
+  STD_TORCH_CHECK(grid.size() == 2 && window.size() == 2 && cells.size() == 2 && plan.size() == 6,
+                  "grid, window and cells must be pairs, plan six numbers");
   STD_TORCH_CHECK(values || u, "the walk needs window values, u or both");
   STD_TORCH_CHECK(seeds.dim() == 3 && seeds.size(1) == grid[0] * grid[1] && seeds.is_contiguous(),
                   "seeds must be contiguous (B, N, C) on the grid");
@@ -121,17 +121,25 @@ Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Ten
   walk.tile_width_bits = std::countr_zero(static_cast<uint64_t>(plan[2]));
   walk.cells_per_chunk = static_cast<int>(plan[3]), walk.u_resident = plan[4] != 0;
   STD_TORCH_CHECK(!u || walk.cells_per_chunk > 0, "cells_per_chunk must be positive");
+  walk.teams = static_cast<int>(plan[5]);
+  STD_TORCH_CHECK(walk.teams > 0, "teams must be positive");
+  STD_TORCH_CHECK(int64_t{walk.batch} * walk.label_parts < int64_t{1} << 30, "too many images and ranges of labels");
 
   Tensor result = torch::stable::new_empty(seeds, {walk.batch, walk.num_tokens(), walk.labels});
   if (result.numel() == 0) return result;
   walk.result = result.mutable_data_ptr();
   const auto buffer = [&](int64_t floats) { return torch::stable::new_empty(seeds, {floats}, ScalarType::Float); };
-  const int64_t both = int64_t{2} * walk.num_parts() * part_labels;
+  const int64_t both = int64_t{2} * walk.teams * part_labels;
   const Tensor published = buffer(values ? both * walk.num_tokens() : 0);
   const Tensor pieces = buffer(u ? both * walk.num_slots() : 0);
-  const Tensor row_sums = buffer(normalize && walk.label_parts > 1 ? walk.num_parts() * walk.num_tokens() : 0);
+  const Tensor arrivals = buffer(int64_t{walk.teams} * kArrivals);  // numbers as wide as a float
+  const bool in_the_end = walk.divided_at_the_end(), in_place = walk.seeds_number == Number::kFloat32;
+  const Tensor undivided = in_place ? result : buffer(in_the_end ? result.numel() : 0);
+  const Tensor row_sums = buffer(in_the_end ? walk.num_parts() * walk.num_tokens() : 0);
   walk.published = static_cast<float*>(published.mutable_data_ptr());
   walk.pieces = static_cast<float*>(pieces.mutable_data_ptr());
+  walk.arrivals = static_cast<uint32_t*>(arrivals.mutable_data_ptr());
+  walk.undivided = static_cast<float*>(undivided.mutable_data_ptr());
   walk.row_sums = static_cast<float*>(row_sums.mutable_data_ptr());
 
   const void* kernel = kernel_of(labels_per_lane);
@@ -139,9 +147,12 @@ Tensor random_walk(Tensor seeds, std::optional<Tensor> values, std::optional<Ten
   allow_shared_memory(kernel, shared_bytes);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(seeds.get_device_index(), &stream));
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  check_cuda(cudaMemsetAsync(walk.arrivals, 0, sizeof(uint32_t) * walk.teams * kArrivals, cuda_stream),
+             "counters of the persistent walk");
   void* arguments[] = {&walk};
   check_cuda(cudaLaunchCooperativeKernel(kernel, dim3(walk.num_blocks()), dim3(kThreads), arguments, shared_bytes,
-                                         static_cast<cudaStream_t>(stream)),
+                                         cuda_stream),
              "launch of the persistent walk");
   return result;
 }

@@ -2,11 +2,17 @@
 
 // The whole random walk P ← (1-α) G + α (β U T + (1-β) S_local P), T the averages of P over cells, in one launch.
 //
-// A block owns a tile of tokens and a range of labels, the walk of which needs no other label. It keeps its P, its
-// restart term, its window values and its rows of U in shared memory for all steps. Once a step the blocks exchange
-// what others need of P, the tokens around a tile and the averages over cells, through buffers in global memory, which
-// stay in L2; two buffers in turn, so that one grid barrier a step is enough. What another block wrote is read with
-// __ldcg, which passes over the L1 cache: that one is not coherent between multiprocessors.
+// A part, one image and one range of labels, needs no other part, until rows are divided by their sums. The blocks that
+// walk it, one for each tile of tokens, are a team: they wait for each other and for nobody else, and take part after
+// part, so that the tiles of one part have to be resident at once and no more. A block keeps its P, its restart term,
+// its window values and its rows of U in shared memory for all steps. Once a step a team exchanges what its blocks need
+// of P, the tokens around a tile and the averages over cells, through buffers in global memory, which stay in L2. What
+// another block wrote is read with __ldcg, which passes over the L1 cache: that one is not coherent between
+// multiprocessors.
+//
+// Two buffers in turn, so that one wait a step is enough: a block that publishes in round r + 1 has waited in round r,
+// for which every other block had read all that was published in round r - 1, the last that used the same buffer.
+// Rounds are counted on from part to part, so this holds between the last step of a part and the first of the next too.
 //
 // A warp multiplies 32 tokens × the block's labels, each lane 4 tokens × kLabelsPerLane labels in registers. The warps
 // that share 32 tokens split the cells and the rows of the window among them; their sums are added in a fixed order, so
@@ -22,9 +28,10 @@ struct TileWalk : Tile<kLabelsPerLane> {
   using Sums = float[kTokensPerLane][kLabelsPerLane];
   using Base::Base, Base::kLabels, Base::kPairs;
   using Base::walk, Base::layout, Base::restart, Base::values, Base::u, Base::scratch;
-  using Base::thread, Base::warp, Base::lane, Base::part, Base::image, Base::first_label, Base::top, Base::left;
+  using Base::thread, Base::warp, Base::lane, Base::team, Base::part, Base::image, Base::top, Base::left;
   using Base::in_tile, Base::tile_pair, Base::quad_row, Base::quad_column, Base::on_grid, Base::token_at;
-  using Base::fetch_halo, Base::fetch_pooled, Base::load_u;
+  using Base::for_each_label, Base::fetch_halo, Base::fetch_pooled, Base::list_cells, Base::load_seeds,
+      Base::load_values, Base::load_u;
 
   // The warps that share 32 tokens are neighbours; a power of two.
   __device__ int warps_per_tokens() const { return kThreads >> (walk.tile_height_bits + walk.tile_width_bits); }
@@ -43,6 +50,15 @@ struct TileWalk : Tile<kLabelsPerLane> {
       sums[2][label] += weights.z * labels2[label];
       sums[3][label] += weights.w * labels3[label];
     }
+  }
+
+  // What a part is walked from, less what the part before it left in shared memory.
+  __device__ void begin() const {
+    const bool first = part == team, other_image = image != (part - walk.teams) / walk.label_parts;
+    if (first) list_cells();
+    load_seeds();
+    if (first || (other_image && !walk.values_shared)) load_values();
+    if (walk.u_resident && (first || (other_image && !walk.u_shared))) load_u(0, walk.num_cells());
   }
 
   // This warp's rows of the window. Four neighbouring tokens share all but one of the tokens that each looks at.
@@ -99,11 +115,11 @@ struct TileWalk : Tile<kLabelsPerLane> {
     }
   }
 
-  __device__ void step(int64_t index) const {
+  __device__ void step(uint32_t round) const {
     Sums sums = {};
     const int num_cells = walk.num_cells(), chunk = walk.cells_per_chunk;
-    fetch_halo(index);
-    fetch_pooled(index, 0, min(chunk, num_cells));
+    fetch_halo(round);
+    fetch_pooled(round, 0, min(chunk, num_cells));
     if (!walk.u_resident) load_u(0, min(chunk, num_cells));
     __syncthreads();
     add_window(sums);
@@ -111,7 +127,7 @@ struct TileWalk : Tile<kLabelsPerLane> {
       const int count = min(chunk, num_cells - first);
       if (first > 0) {
         __syncthreads();
-        fetch_pooled(index, first, count);
+        fetch_pooled(round, first, count);
         if (!walk.u_resident) load_u(first, count);
         __syncthreads();
       }
@@ -122,60 +138,73 @@ struct TileWalk : Tile<kLabelsPerLane> {
     __syncthreads();
   }
 
-  // Rows divided by their sums, where asked for, and written in the numbers of the seeds.
+  // P of this part, written; rows are divided by their sums where asked for, at once where no other part shares them.
   __device__ void finish() const {
     float* totals = scratch;
     if (walk.normalize && thread < walk.tile_tokens()) {
-      const float* labels = in_tile(thread >> walk.tile_width_bits, thread & (walk.tile_width() - 1));
+      const int y = thread >> walk.tile_width_bits, x = thread & (walk.tile_width() - 1);
       float total = 0;
-      for (int label = 0; label < kLabels; ++label) total += labels[label];
+      for (int label = 0; label < kLabels; ++label) total += in_tile(y, x)[label];
       totals[thread] = total;
+      if (walk.divided_at_the_end() && on_grid(top + y, left + x))
+        walk.row_sums[part * walk.num_tokens() + token_at(top + y, left + x)] = total;
     }
-    if (walk.normalize && walk.label_parts > 1) add_other_labels(totals);
     __syncthreads();
-    with_number(walk.seeds_number, [&](auto number) {
-      auto* result = static_cast<decltype(number)*>(walk.result);
-      for (int i = thread; i < walk.tile_tokens() * kLabels; i += kThreads) {
-        const int token = i / kLabels, label = i % kLabels;
-        const int y = token >> walk.tile_width_bits, x = token & (walk.tile_width() - 1);
-        if (!on_grid(top + y, left + x) || first_label + label >= walk.labels) continue;
-        const float total = walk.normalize && totals[token] != 0 ? totals[token] : 1.0f;
-        const int64_t row = image * walk.num_tokens() + token_at(top + y, left + x);
-        narrow(in_tile(y, x)[label] / total, result + row * walk.labels + first_label + label);
-      }
-    });
+    if (walk.divided_at_the_end())
+      for_each_label([&](const float& p, int, int64_t index) { walk.undivided[index] = p; });
+    else
+      write([](const float& p, int64_t) { return p; });
   }
 
-  // Each thread's token: its sum over this block's labels becomes the sum over all.
-  __device__ void add_other_labels(float* totals) const {
+  // The rows of this part, which this block left undivided; all parts are through.
+  __device__ void divide() const {
+    float* totals = scratch;
     const int y = top + (thread >> walk.tile_width_bits), x = left + (thread & (walk.tile_width() - 1));
-    const bool has_token = thread < walk.tile_tokens() && on_grid(y, x);
-    if (has_token) walk.row_sums[part * walk.num_tokens() + token_at(y, x)] = totals[thread];
-    cooperative_groups::this_grid().sync();
-    if (!has_token) return;
-    float total = 0;
-    for (int other = 0; other < walk.label_parts; ++other)
-      total += __ldcg(walk.row_sums + (image * walk.label_parts + other) * walk.num_tokens() + token_at(y, x));
-    totals[thread] = total;
+    __syncthreads();  // the totals of the part before are still read
+    if (thread < walk.tile_tokens() && on_grid(y, x)) {
+      const float* sums = walk.row_sums + int64_t{image} * walk.label_parts * walk.num_tokens() + token_at(y, x);
+      float total = 0;
+      for (int other = 0; other < walk.label_parts; ++other) total += __ldcg(sums + other * walk.num_tokens());
+      totals[thread] = total;
+    }
+    __syncthreads();
+    write([&](const float&, int64_t index) { return walk.undivided[index]; });  // that this thread wrote itself
+  }
+
+  // The result in the numbers of the seeds: what `value` gives for a label and its index, over its row's total.
+  template <typename Value>
+  __device__ void write(Value&& value) const {
+    with_number(walk.seeds_number, [&](auto number) {
+      auto* result = static_cast<decltype(number)*>(walk.result);
+      for_each_label([&](const float& p, int token, int64_t index) {
+        const float total = walk.normalize && scratch[token] != 0 ? scratch[token] : 1.0f;
+        narrow(value(p, index) / total, result + index);
+      });
+    });
   }
 };
 
-// One block for each tile of each part, all resident at once: a cooperative launch.
+// The blocks of one tile each walk a part together, a team, and then the next; all are resident at once, which only a
+// cooperative launch promises.
 template <int kLabelsPerLane>
 __global__ void __launch_bounds__(kThreads, 2) random_walk_kernel(const Walk walk) {
   DYNAMIC_SHARED_MEMORY(memory);
-  const TileWalk<kLabelsPerLane> block(walk, reinterpret_cast<float*>(memory));
-  block.load_seeds();
-  block.load_values();
-  block.list_cells();
-  if (walk.u_resident) block.load_u(0, walk.num_cells());
-  __syncthreads();
-  for (int64_t step = 0; step < walk.steps; ++step) {
-    block.publish(step);
-    cooperative_groups::this_grid().sync();
-    block.step(step);
+  const int team = blockIdx.x / walk.num_tiles();
+  uint32_t round = 0;  // steps of this team, over all of its parts
+  for (int part = team; part < walk.num_parts(); part += walk.teams) {
+    const TileWalk<kLabelsPerLane> block(walk, reinterpret_cast<float*>(memory), part);
+    block.begin();
+    for (int64_t step = 0; step < walk.steps; ++step, ++round) {
+      block.publish(round);
+      block.wait_for_team(round);
+      block.step(round);
+    }
+    block.finish();
   }
-  block.finish();
+  if (!walk.divided_at_the_end()) return;
+  cooperative_groups::this_grid().sync();
+  for (int part = team; part < walk.num_parts(); part += walk.teams)
+    TileWalk<kLabelsPerLane>(walk, reinterpret_cast<float*>(memory), part).divide();
 }
 
 }  // namespace nerve_kernels::cuda

@@ -6,6 +6,7 @@
 
 #if defined(__CUDACC__)
 #include <cooperative_groups.h>
+#include <cuda/atomic>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
@@ -21,6 +22,7 @@ constexpr int kTokensPerLane = 4;   // neighbours in a row of the grid, a quad
 constexpr int kTokensPerWarp = 32;  // 8 quads
 constexpr int kLabelLanes = 4;      // lanes side by side over the labels: 8 quads × 4 = 32 lanes
 constexpr int kPad = 4;             // keeps rows of transposed tiles 16-byte aligned and off each other's banks
+constexpr int kArrivals = 32;       // numbers from one team's counter to the next: each has a line of L2 to itself
 
 enum class Number : int { kFloat32, kFloat16, kBFloat16 };
 
@@ -44,9 +46,12 @@ struct Walk {
   Number seeds_number, values_number, u_number;
   bool values_shared, u_shared;  // one for the whole batch
 
-  // exchanged between blocks; a "part" is one image and one range of labels
-  float* published;  // (2, parts, N, part labels): P of two steps in turn
-  float* pieces;     // (2, parts, slots, part labels): averages over cells, by pieces
+  // exchanged between blocks; a "part" is one image and one range of labels, a "team" the blocks that walk it together
+  float* published;    // (2, teams, N, part labels): P of two steps in turn
+  float* pieces;       // (2, teams, slots, part labels): averages over cells, by pieces
+  uint32_t* arrivals;  // (teams, kArrivals): how often blocks of a team have arrived, in the first; 0 at the launch
+  // where rows are divided by sums over several parts, in the end:
+  float* undivided;  // (batch, N, labels): P of the last step; the result itself where that is float32
   float* row_sums;   // (parts, N)
 
   int batch, labels, height, width;
@@ -58,6 +63,7 @@ struct Walk {
 
   // the plan
   int label_parts;
+  int teams;                              // team t walks parts t, t + teams, ...
   int tile_height_bits, tile_width_bits;  // sides are powers of two
   int cells_per_chunk;                    // multiplied at a time
   bool u_resident;                        // in shared memory for the whole walk, else streamed by chunks
@@ -67,8 +73,10 @@ struct Walk {
   __host__ __device__ int tile_tokens() const { return 1 << (tile_height_bits + tile_width_bits); }
   __host__ __device__ int tile_rows() const { return (height + tile_height() - 1) >> tile_height_bits; }
   __host__ __device__ int tile_columns() const { return (width + tile_width() - 1) >> tile_width_bits; }
+  __host__ __device__ int num_tiles() const { return tile_rows() * tile_columns(); }
+  __host__ __device__ int num_blocks() const { return teams * num_tiles(); }
   __host__ __device__ int num_parts() const { return batch * label_parts; }
-  __host__ __device__ int num_blocks() const { return num_parts() * tile_rows() * tile_columns(); }
+  __host__ __device__ bool divided_at_the_end() const { return normalize && label_parts > 1; }
   __host__ __device__ int64_t num_tokens() const { return int64_t{height} * width; }
   __host__ __device__ int window_size() const { return window_height * window_width; }
   __host__ __device__ int num_cells() const { return cell_rows * cell_columns; }

@@ -162,8 +162,9 @@ def random_walk(
             walk linear in G. With C = 1 it would return ones, and is refused.
         check: Also look at values: non-finite seeds, and for ``tol`` that S and G are what it needs. Synchronises.
         backend: ``None`` chooses; a named backend runs or raises. On a GPU, ``"cuda"`` runs all steps in one launch
-            that holds the whole walk on chip. It takes window values and cells, needs all its blocks resident at once,
-            and is chosen where U stays in shared memory as well: small B · C (21 labels on 64 × 64 tokens on an H100).
+            that holds the walk on chip, part after part: an image and a range of labels. It takes window values and
+            cells, needs the blocks of one part resident at once, and is chosen where those of all parts are and U stays
+            in shared memory as well: small B · C (21 labels on 64 × 64 tokens on an H100).
             Else ``"triton"`` runs, one launch a step, which also takes explicit factors and a dense S.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -30,7 +31,7 @@ SIZES = WalkSizes(batch=1, labels=21, grid=(64, 64), window=(7, 7), cells=(16, 1
 def test_the_target_size_fills_a_large_gpu_with_everything_on_chip():
     plan = plan_walk(SIZES, LARGE)
     assert isinstance(plan, WalkPlan)
-    assert (plan.tile, plan.labels_per_lane, plan.label_parts, plan.blocks) == ((8, 4), 6, 1, 128)
+    assert (plan.tile, plan.labels_per_lane, plan.parts, plan.blocks) == ((8, 4), 6, 1, 128)
     assert plan.u_resident
     assert plan.cells_per_chunk == 256
     assert is_worthwhile(plan)
@@ -45,46 +46,60 @@ def test_the_target_size_fills_a_large_gpu_with_everything_on_chip():
         ({"labels": 42}, LARGE, "persistent"),
         ({"labels": 42}, SMALL, "per step"),  # fits with U streamed
         ({"labels": 171}, LARGE, "per step"),
-        ({"labels": 171}, SMALL, "refused"),
+        ({"labels": 171}, SMALL, "looped"),
+        ({"labels": 600}, LARGE, "looped"),
+        ({"labels": 33, "batch": 64}, SMALL, "looped"),
         ({"cells": (32, 32)}, LARGE, "persistent"),
         ({"cells": (32, 32)}, SMALL, "per step"),
         ({"cells": (0, 0)}, SMALL, "persistent"),  # local only
         ({"window": (0, 0)}, SMALL, "persistent"),  # global only
         ({"grid": (37, 37)}, SMALL, "persistent"),
         ({"grid": (32, 32), "batch": 4}, LARGE, "persistent"),
-        ({"grid": (32, 32), "batch": 64}, LARGE, "refused"),
+        ({"grid": (32, 32), "batch": 64}, LARGE, "looped"),
         ({"grid": (256, 256), "labels": 19, "cells": (32, 32)}, LARGE, "refused"),
-        ({"grid": (128, 128), "labels": 150, "cells": (32, 32)}, LARGE, "refused"),
+        ({"grid": (128, 128), "labels": 150, "cells": (32, 32)}, LARGE, "looped"),
+        ({"grid": (128, 128), "labels": 150, "cells": (32, 32), "window": (21, 21)}, SMALL, "refused"),
     ],
 )
 def test_the_rule(changes, gpu, expected):
     plan = plan_walk(dataclasses.replace(SIZES, **changes), gpu)
     assert isinstance(plan, str) == (expected == "refused")
     assert is_worthwhile(plan) == (expected == "persistent")
+    if isinstance(plan, WalkPlan):
+        assert (plan.rounds > 1) == (expected == "looped")
 
 
 def test_every_plan_fits_and_covers_the_walk():
-    for labels in (1, 8, 21, 33, 100):
-        for side in (5, 24, 64):
-            for gpu in (LARGE, SMALL):
-                sizes = dataclasses.replace(SIZES, labels=labels, grid=(side, side + 3), cells=(4, 5))
-                plan = plan_walk(sizes, gpu)
-                if isinstance(plan, str):
-                    continue
-                assert plan in set(candidates(sizes))
-                assert plan.label_parts * plan.labels_per_lane * 4 >= labels
-                tiles = math.ceil(side / plan.tile[0]) * math.ceil((side + 3) / plan.tile[1])
-                assert plan.blocks == tiles * plan.label_parts
-                held = gpu.resident_blocks(plan.labels_per_lane, plan.shared_bytes) * gpu.multiprocessors
-                assert plan.blocks <= held
-                assert plan.shared_bytes <= gpu.shared_bytes_per_block
+    for batch, labels, side, gpu in itertools.product((1, 7), (1, 8, 21, 33, 600), (5, 24, 64), (LARGE, SMALL)):
+        sizes = dataclasses.replace(SIZES, batch=batch, labels=labels, grid=(side, side + 3), cells=(4, 5))
+        plan = plan_walk(sizes, gpu)
+        assert isinstance(plan, WalkPlan)
+        assert dataclasses.replace(plan, teams=plan.parts) in set(candidates(sizes))
+        assert plan.parts // batch * plan.labels_per_lane * 4 >= labels
+        assert plan.parts % batch == 0
+        assert plan.tiles == math.ceil(side / plan.tile[0]) * math.ceil((side + 3) / plan.tile[1])
+        held = gpu.resident_blocks(plan.labels_per_lane, plan.shared_bytes) * gpu.multiprocessors
+        # no more teams than there is room or work for, and no fewer
+        assert plan.teams == min(plan.parts, held // plan.tiles)
+        assert plan.shared_bytes <= gpu.shared_bytes_per_block
+
+
+def test_neither_batch_nor_labels_are_too_many():
+    for batch, labels in ((1, 600), (64, 21), (10**6, 10**6)):
+        assert isinstance(plan_walk(dataclasses.replace(SIZES, batch=batch, labels=labels), SMALL), WalkPlan)
+
+
+def test_a_part_more_costs_its_waits():
+    plan = plan_walk(dataclasses.replace(SIZES, labels=171), SMALL)  # 22 parts of 8 labels would be padded less
+    assert isinstance(plan, WalkPlan)
+    assert (plan.labels_per_lane, plan.parts, plan.teams, plan.rounds) == (6, 8, 1, 8)
 
 
 def test_what_does_not_fit_is_said_in_numbers():
-    too_many = plan_walk(dataclasses.replace(SIZES, batch=64), LARGE)
+    too_many = plan_walk(dataclasses.replace(SIZES, grid=(512, 512)), LARGE)
     assert isinstance(too_many, str)
-    assert "all of its blocks must be on the GPU at once: 64 × 21 labels on 64 × 64 tokens" in too_many
-    assert "take at least 2048, of 114640 bytes of shared memory each, and 132 multiprocessors hold 264" in too_many
+    assert "the blocks that walk one image must be on the GPU at once: 512 × 512 tokens" in too_many
+    assert "take at least 2048, of 87248 bytes of shared memory each, and 132 multiprocessors hold 264" in too_many
     too_wide = plan_walk(dataclasses.replace(SIZES, window=(127, 127)), SMALL)
     assert isinstance(too_wide, str)
     assert "for a window of 127 × 127 and 16 × 16 cells, this GPU gives a block at most 101376" in too_wide

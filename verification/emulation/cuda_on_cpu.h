@@ -2,11 +2,12 @@
 //
 // Each block is an OS thread and each CUDA thread a fibre of it. Only one fibre runs at a time, from one barrier to the
 // next, and a seed decides which: among the threads of a block each time one stops, and among the blocks, so that a run
-// is repeated exactly by its seed. Under an even seed a block runs up to a grid barrier, and so gets as far ahead of the
-// others as it can; under an odd one another block may go on at any time. A missing barrier shows as a wrong result, because in some schedule a thread reads
-// before another has written; shared memory starts as NaN. What ends the program with a message and exit code 3: a
-// barrier that not all threads of a block reach, two different barriers met in one phase, a grid barrier that not all
-// blocks reach, and a warp function whose mask names other lanes than those that call it.
+// is repeated exactly by its seed. Under an even seed a block runs until it waits for others, and so gets as far ahead of
+// them as it can; under an odd one another block may go on at any time. A missing barrier shows as a wrong result,
+// because in some schedule a thread reads before another has written; shared memory starts as NaN. What ends the program
+// with a message and exit code 3: a barrier that not all threads of a block reach, two different barriers met in one
+// phase, a grid barrier that not all blocks reach, an atomic number on which all blocks wait that are left, and a warp
+// function whose mask names other lanes than those that call it.
 //
 // With -fsanitize=thread every fibre is known to ThreadSanitizer as a thread, and only barriers order them: the
 // scheduler itself is hidden from it, so two threads that touch the same memory without a barrier between are reported
@@ -71,6 +72,32 @@ HIDDEN_FROM_TSAN inline dim3 grid_size() { return block->blocks; }
 HIDDEN_FROM_TSAN inline void* shared_memory() { return block->shared; }
 
 }  // namespace cuda_on_cpu
+
+namespace cuda {
+enum thread_scope { thread_scope_device };
+constexpr int memory_order_relaxed = __ATOMIC_RELAXED;
+constexpr int memory_order_acquire = __ATOMIC_ACQUIRE;
+constexpr int memory_order_release = __ATOMIC_RELEASE;
+
+// The orders are those that ThreadSanitizer sees.
+template <typename T, thread_scope kScope>
+class atomic_ref {
+ public:
+  explicit atomic_ref(T& number) : number_(&number) {}
+  T load(int order) const {
+    cuda_on_cpu::before_atomic_read();
+    return __atomic_load_n(number_, order);
+  }
+  T fetch_add(T added, int order) const {
+    const T before = __atomic_fetch_add(number_, added, order);
+    cuda_on_cpu::after_atomic_write();
+    return before;
+  }
+
+ private:
+  T* number_;
+};
+}  // namespace cuda
 
 namespace cooperative_groups {
 struct grid_group {

@@ -45,6 +45,7 @@ struct Fiber {
   unsigned index = 0;
   bool done = false;
   const Barrier* waits_for = nullptr;
+  uint64_t seen_writes = 0;  // of the grid, when this one last read an atomic number
   void* tsan = nullptr;
   void* asan_stack = nullptr;
   std::unique_ptr<char[]> stack;
@@ -72,13 +73,15 @@ class Random {  // xorshift64*: small enough to be hidden from ThreadSanitizer
 struct Grid {
   struct Seat {
     int turn = 0;  // 1: this block runs
-    bool done = false, at_grid_barrier = false;
+    bool done = false, waits = false;  // for what another block has to do
   };
   Grid(unsigned blocks, uint64_t seed) : seats(new Seat[blocks]), count(blocks), alive(blocks), in_turns(seed % 2 == 1), random(seed) {}
   std::unique_ptr<Seat[]> seats;
   unsigned count, alive;
   bool in_turns;  // blocks may change places between barriers of the grid
   Barrier barrier;
+  Barrier written;      // what a thread waits for that would read an atomic number again before it can have changed
+  uint64_t writes = 1;  // of all atomic numbers
   Random random;
 };
 
@@ -135,12 +138,20 @@ HIDDEN_FROM_TSAN inline void to_fiber(Fiber& fiber) {
   block->current = nullptr;
 }
 
-HIDDEN_FROM_TSAN inline void wake(Barrier& barrier) {
-  barrier.arrived = 0;
-  ++barrier.phase;
+HIDDEN_FROM_TSAN inline void wake_threads(const Barrier& barrier) {
   const unsigned threads = block->size.x;
   for (unsigned i = 0; i < threads; ++i)
     if (block->fibers[i].waits_for == &barrier) block->fibers[i].waits_for = nullptr;
+}
+
+HIDDEN_FROM_TSAN inline void wake(Barrier& barrier) {
+  barrier.arrived = 0;
+  ++barrier.phase;
+  wake_threads(barrier);
+}
+
+HIDDEN_FROM_TSAN inline void wake_blocks() {
+  for (unsigned i = 0; i < block->grid.count; ++i) block->grid.seats[i].waits = false;
 }
 
 HIDDEN_FROM_TSAN inline void wait_for(Barrier& barrier) {
@@ -180,6 +191,19 @@ HIDDEN_FROM_TSAN inline void grid_barrier() {
   ++block->at_grid_barrier;
   wait_for(barrier);
   IF_TSAN(__tsan_acquire(tag));
+}
+
+// A thread that reads an atomic number, and nothing was written to one since it last did, waits in a loop for a change:
+// it would read the same again, so it sleeps until there is one.
+HIDDEN_FROM_TSAN inline void before_atomic_read() {
+  Grid& grid = block->grid;
+  if (block->current->seen_writes == grid.writes) wait_for(grid.written);
+  block->current->seen_writes = grid.writes;
+}
+
+HIDDEN_FROM_TSAN inline void after_atomic_write() {
+  ++block->grid.writes;
+  wake_blocks();
 }
 
 HIDDEN_FROM_TSAN inline void warp_barrier(uint32_t mask) {

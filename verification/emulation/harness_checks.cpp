@@ -28,6 +28,29 @@ __global__ void pass_around(int* from, int* to) {
   to[block * kThreads + thread] = shared[(thread + 1) % kThreads];
 }
 
+// As pass_around, with a counter of the blocks in place of the barrier of the grid.
+__global__ void count_and_pass_around(uint64_t* counter, int* from, int* to) {
+  const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
+  from[block * kThreads + thread] = 1000 * block + thread;
+  __syncthreads();
+  if (thread == 0) {
+    cuda::atomic_ref<uint64_t, cuda::thread_scope_device> arrived(*counter);
+    arrived.fetch_add(1, cuda::memory_order_release);
+    while (arrived.load(cuda::memory_order_acquire) < kBlocks) {
+    }
+  }
+  __syncthreads();
+  to[block * kThreads + thread] = __ldcg(from + (block + 1) % kBlocks * kThreads + (thread + 1) % kThreads);
+}
+
+// Waits for one more than there are.
+__global__ void count_too_far(uint64_t* counter) {
+  cuda::atomic_ref<uint64_t, cuda::thread_scope_device> arrived(*counter);
+  if (threadIdx.x == 0) arrived.fetch_add(1, cuda::memory_order_release);
+  while (arrived.load(cuda::memory_order_acquire) <= kBlocks) {
+  }
+}
+
 __global__ void barrier_in_a_branch() {
   if (threadIdx.x < 32) __syncthreads();
   if (threadIdx.x >= 32) __syncthreads();
@@ -62,12 +85,15 @@ int run(const std::string& name, uint64_t seed) {
       if (first[i] != 32 * (i / 32 * 32) + 31 * 16) return 1;
     return 0;
   }
-  if (name == "barriers") {
-    launch(pass_around, first.data(), second.data());
+  uint64_t counter = 0;
+  if (name == "barriers" || name == "a counter") {
+    if (name == "barriers") launch(pass_around, first.data(), second.data());
+    if (name == "a counter") launch(count_and_pass_around, &counter, first.data(), second.data());
     for (int i = 0; i < kBlocks * kThreads; ++i)
       if (second[i] != (i / kThreads + 1) % kBlocks * 1000 + (i + 1) % kThreads) return 1;
     return 0;
   }
+  if (name == "a counter that none raises") return launch(count_too_far, &counter);
   if (name == "barrier in a branch") return launch(barrier_in_a_branch);
   if (name == "barrier of one warp") return launch(barrier_of_one_warp);
   if (name == "grid barrier of one block") return launch(grid_barrier_of_one_block);

@@ -28,11 +28,11 @@ HIDDEN_FROM_TSAN inline void give_turn(Grid::Seat& seat) {
 HIDDEN_FROM_TSAN inline void pass_turn() {
   Grid& grid = block->grid;
   unsigned able = 0;
-  for (unsigned i = 0; i < grid.count; ++i) able += !grid.seats[i].done && !grid.seats[i].at_grid_barrier;
-  if (able == 0 && grid.alive > 0) fail("a grid barrier that not all blocks reach");
+  for (unsigned i = 0; i < grid.count; ++i) able += !grid.seats[i].done && !grid.seats[i].waits;
+  if (able == 0 && grid.alive > 0) fail("a grid barrier that not all blocks reach, or a number that none writes");
   if (able == 0) return;
   unsigned chosen = grid.random.below(able), next = 0;
-  while (grid.seats[next].done || grid.seats[next].at_grid_barrier || chosen-- > 0) ++next;
+  while (grid.seats[next].done || grid.seats[next].waits || chosen-- > 0) ++next;
   Grid::Seat& own = grid.seats[block->index.x];
   if (&grid.seats[next] == &own) return;
   own.turn = 0;
@@ -40,20 +40,34 @@ HIDDEN_FROM_TSAN inline void pass_turn() {
   if (!own.done) sleep_until_turn(own);
 }
 
+// Other blocks run until `number` is no longer `old`; each that waits looks again when one has done what it may wait for.
+HIDDEN_FROM_TSAN inline void wait_for_change(const uint64_t& number, uint64_t old) {
+  while (number == old) {
+    block->grid.seats[block->index.x].waits = true;
+    pass_turn();
+  }
+}
+
 // All threads of this block wait for the grid: the last block to do so lets every block go on.
 HIDDEN_FROM_TSAN inline void arrive_at_grid_barrier() {
   Grid& grid = block->grid;
   const uint64_t phase = grid.barrier.phase;
-  grid.seats[block->index.x].at_grid_barrier = true;
   if (++grid.barrier.arrived == grid.count) {
     grid.barrier.arrived = 0;
     ++grid.barrier.phase;
-    for (unsigned i = 0; i < grid.count; ++i) grid.seats[i].at_grid_barrier = false;
+    wake_blocks();
   }
-  while (grid.barrier.phase == phase) pass_turn();
+  wait_for_change(grid.barrier.phase, phase);
   block->at_grid_barrier = 0;
-  for (unsigned i = 0; i < block->size.x; ++i)
-    if (block->fibers[i].waits_for == &grid.barrier) block->fibers[i].waits_for = nullptr;
+  wake_threads(grid.barrier);
+}
+
+// Of this block's threads that wait for an atomic number to be written, the one that has done so for longest, or nullptr.
+HIDDEN_FROM_TSAN inline const Fiber* first_waiting_reader() {
+  const Fiber* first = nullptr;
+  for (const Fiber* fiber = &block->fibers[0]; fiber != &block->fibers[block->size.x]; ++fiber)
+    if (fiber->waits_for == &block->grid.written && (!first || fiber->seen_writes < first->seen_writes)) first = fiber;
+  return first;
 }
 
 // ---- a launch --------------------------------------------------------------------------------------------------------
@@ -84,6 +98,9 @@ HIDDEN_FROM_TSAN inline void run_fibers() {
       if (block->grid.in_turns && block->random.below(threads) == 0) pass_turn();
     } else if (block->at_grid_barrier == block->alive) {
       arrive_at_grid_barrier();
+    } else if (const Fiber* reader = first_waiting_reader()) {
+      wait_for_change(block->grid.writes, reader->seen_writes);
+      wake_threads(block->grid.written);
     } else {
       fail("a barrier that not all threads reach");
     }

@@ -61,21 +61,26 @@ int main(int count, char** arguments) {
   walk.values_shared = next() != 0, walk.u_shared = next() != 0;
   const int labels_per_lane = next();
   walk.label_parts = next(), walk.tile_height_bits = next(), walk.tile_width_bits = next();
-  walk.cells_per_chunk = next(), walk.u_resident = next() != 0;
+  walk.cells_per_chunk = next(), walk.u_resident = next() != 0, walk.teams = next();
   const int64_t shared_bytes = next();
   walk.restart_share = static_cast<float>(read<double>(problem));
   walk.local_share = static_cast<float>(read<double>(problem));
   walk.global_share = static_cast<float>(read<double>(problem));
   const std::vector<char> seeds = read_bytes(problem), values = read_bytes(problem), u = read_bytes(problem);
 
-  const int64_t part_bytes = int64_t{16} * labels_per_lane * walk.num_parts();
+  const int64_t part_bytes = int64_t{16} * labels_per_lane * walk.teams;
   std::vector<char> published = bytes_of_nan(walk.window_size() > 0 ? 2 * part_bytes * walk.num_tokens() : 0);
   std::vector<char> pieces = bytes_of_nan(walk.num_cells() > 0 ? 2 * part_bytes * walk.num_slots() : 0);
-  std::vector<char> row_sums = bytes_of_nan(walk.label_parts > 1 ? 4 * walk.num_parts() * walk.num_tokens() : 0);
+  const bool in_the_end = walk.divided_at_the_end(), in_place = walk.seeds_number == Number::kFloat32;
+  std::vector<char> row_sums = bytes_of_nan(in_the_end ? 4 * walk.num_parts() * walk.num_tokens() : 0);
+  std::vector<char> undivided = bytes_of_nan(in_the_end && !in_place ? 2 * static_cast<int64_t>(seeds.size()) : 0);
   std::vector<char> result = bytes_of_nan(static_cast<int64_t>(seeds.size()));
+  std::vector<uint32_t> arrivals(walk.teams * nerve_kernels::cuda::kArrivals);
   walk.seeds = seeds.data(), walk.values = values.data(), walk.u = u.data(), walk.result = result.data();
   walk.published = reinterpret_cast<float*>(published.data());
   walk.pieces = reinterpret_cast<float*>(pieces.data());
+  walk.arrivals = arrivals.data();
+  walk.undivided = reinterpret_cast<float*>(in_place ? result.data() : undivided.data());
   walk.row_sums = reinterpret_cast<float*>(row_sums.data());
 
   const uint64_t seed = std::stoull(arguments[3]);

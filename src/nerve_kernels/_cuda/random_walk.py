@@ -44,7 +44,7 @@ def run(seeds: Tensor, affinity: AffinityArguments, alpha: float, steps: int, no
     """All steps in one launch."""
     plan = _plan(_sizes(seeds, affinity), seeds.device)
     assert isinstance(plan, WalkPlan)
-    layout = [plan.labels_per_lane, *plan.tile, plan.cells_per_chunk, int(plan.u_resident)]
+    layout = [plan.labels_per_lane, *plan.tile, plan.cells_per_chunk, int(plan.u_resident), plan.teams]
     values, u, _, _ = affinity.map(Tensor.contiguous).parts
     sizes = affinity.grid, affinity.window, affinity.cells, affinity.beta
     result: Tensor = torch.ops.nerve_kernels._random_walk_cuda(

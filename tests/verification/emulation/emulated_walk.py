@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import struct
@@ -53,6 +54,7 @@ class Case:
     batch: int = 1
     affinity_batch: int = 1
     streamed_cells: int = 0  # per chunk; 0: U is resident
+    teams: int = 0  # fewer than there are parts; 0: as many
     steps: int = 3
     normalize: bool = True
     seeds_dtype: torch.dtype = torch.float32
@@ -90,7 +92,7 @@ class Case:
             and plan.u_resident == (self.streamed_cells == 0)
             and (plan.u_resident or plan.cells_per_chunk == self.streamed_cells)
         )
-        return plan
+        return dataclasses.replace(plan, teams=self.teams or plan.parts)
 
 
 def stored_bytes(tensor: Tensor | None) -> bytes:
@@ -115,8 +117,9 @@ def write_problem(case: Case, path: Path) -> tuple[Tensor, Tensor]:
     sizes += [*(case.cells if has_global else (0, 0)), case.steps, case.normalize]
     sizes += [NUMBERS[case.seeds_dtype], NUMBERS[case.values_dtype], NUMBERS[case.u_dtype]]
     sizes += [case.affinity_batch == 1, case.affinity_batch == 1]
-    sizes += [plan.labels_per_lane, plan.label_parts, *(side.bit_length() - 1 for side in plan.tile)]
-    sizes += [plan.cells_per_chunk, plan.u_resident, plan.shared_bytes]
+    label_parts = plan.parts // case.batch
+    sizes += [plan.labels_per_lane, label_parts, *(side.bit_length() - 1 for side in plan.tile)]
+    sizes += [plan.cells_per_chunk, plan.u_resident, plan.teams, plan.shared_bytes]
     shares = [1 - case.alpha, case.alpha * (1 - case.beta), case.alpha * case.beta]
     tensors = [seeds, local.values if has_local else None, low_rank.u if has_global else None]
     path.write_bytes(

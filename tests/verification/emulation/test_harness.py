@@ -12,6 +12,7 @@ FAULTS = {
     "barrier in a branch": "two different __syncthreads in one phase",
     "barrier of one warp": "a barrier that not all threads reach",
     "grid barrier of one block": "a grid barrier that not all blocks reach",
+    "a counter that none raises": "a number that none writes",
     "shuffle with a lane missing": "the mask of a warp function names a lane that has exited",
     "shuffle from outside the mask": "a shuffle reads a lane that is not in its mask",
 }
@@ -26,7 +27,7 @@ def harness_checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_barriers_and_shuffles_and_their_misuse(harness_checks: Path) -> None:
     for seed in range(10):
-        for name in ("shuffles", "barriers"):
+        for name in ("shuffles", "barriers", "a counter"):
             finished = run(harness_checks, name, seed)
             assert finished.returncode == 0, f"{name}, schedule {seed}: {finished.stderr}"
         for name, fault in FAULTS.items():

@@ -34,6 +34,20 @@ CASES = {
         (13, 15), 6, 0.5, labels_per_lane=2, tile=(16, 16), window=(5, 5), cells=(8, 8), streamed_cells=64,
         values_dtype=HALF, u_dtype=BFLOAT16, seeds_dtype=BFLOAT16,
     ),
+    "2 teams for 6 parts, normalised, affinities of their own": Case(
+        (14, 6), 19, 0.5, labels_per_lane=2, tile=(8, 4), window=(5, 3), cells=(3, 2), batch=2, affinity_batch=2,
+        teams=2,
+    ),
+    "1 team for 6 parts, normalised, global only, u streamed, float16": Case(
+        (13, 7), 19, 1.0, labels_per_lane=2, tile=(8, 8), cells=(9, 5), streamed_cells=32, batch=2, teams=1, steps=2,
+        seeds_dtype=HALF,
+    ),
+    "3 teams for 4 parts, not normalised, local only, a shared affinity, bfloat16": Case(
+        (9, 6), 30, 0.0, labels_per_lane=4, tile=(8, 4), batch=2, teams=3, normalize=False, seeds_dtype=BFLOAT16,
+    ),
+    "2 teams for 3 parts, an image each, a range of labels for each": Case(
+        (10, 5), 5, 0.4, labels_per_lane=2, tile=(8, 4), batch=3, affinity_batch=3, teams=2,
+    ),
     "one row of tokens, no steps": Case(
         (1, 13), 3, 0.5, labels_per_lane=2, tile=(8, 4), window=(1, 5), cells=(1, 5), steps=0
     ),
