@@ -30,9 +30,9 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def compile_program(source: Path, program: Path, headers: Path = SOURCES) -> Path:
+def compile_program(source: Path, program: Path, *flags: str, headers: Path = SOURCES) -> Path:
     """Compile for the CPU, under the sanitizers that `make verify` asks for."""
-    command = [compiler() or "g++", "-std=c++20", "-O1", "-g1", "-pthread", *WARNINGS]
+    command = [compiler() or "g++", "-std=c++20", "-O1", "-g1", "-pthread", *WARNINGS, *flags]
     command += [f"-fsanitize={SANITIZER}", "-fno-sanitize-recover=undefined"] if SANITIZER else []
     command += [f"-I{headers}", f"-I{HERE}", str(source), "-o", str(program)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -70,14 +70,20 @@ MUTANTS = {
 }
 
 
-def mutate(mutant: Mutant, directory: Path) -> Path:
-    """A copy of the CUDA sources with the mutant in it."""
+def compile_with(file: str, text: str, directory: Path) -> Path:
+    """The walk of a copy of the CUDA sources in which ``file`` holds ``text``."""
     copy = directory / "cuda"
     shutil.copytree(SOURCES, copy)
-    text = (copy / mutant.file).read_text()
+    (copy / file).write_text(text)
+    flag = "-DONLY_2_LABELS_PER_LANE"
+    return compile_program(HERE / "walk_on_cpu.cpp", directory / "mutant", flag, headers=copy)
+
+
+def compile_mutant(mutant: Mutant, directory: Path) -> Path:
+    """The walk with the mutant in it."""
+    text = (SOURCES / mutant.file).read_text()
     assert text.count(mutant.found) == mutant.count, "the sources have changed: bring the mutant up to date"
-    (copy / mutant.file).write_text(text.replace(mutant.found, mutant.replacement))
-    return copy
+    return compile_with(mutant.file, text.replace(mutant.found, mutant.replacement), directory)
 
 
 def race_is_reported(program: Path, case: Case, directory: Path) -> bool:
@@ -89,7 +95,7 @@ def race_is_reported(program: Path, case: Case, directory: Path) -> bool:
 
 
 def assert_caught(mutant: Mutant, directory: Path) -> None:
-    program = compile_program(HERE / "walk_on_cpu.cpp", directory / "mutant", headers=mutate(mutant, directory))
+    program = compile_mutant(mutant, directory)
     if SANITIZER == "thread" and mutant.is_race:
         assert race_is_reported(program, mutant.case, directory)
         return
@@ -118,20 +124,17 @@ BARRIERS = [
 @pytest.mark.parametrize(("file", "index"), BARRIERS)
 def test_every_barrier_is_needed(file: str, index: int, tmp_path: Path) -> None:
     """Without any one of them, or with the counter in relaxed order, ThreadSanitizer names a race or a wild access."""
-    copy = tmp_path / "cuda"
-    shutil.copytree(SOURCES, copy)
-    text = (copy / file).read_text()
+    text = (SOURCES / file).read_text()
     barrier = list(BARRIER.finditer(text))[index]
     without = "relaxed" if barrier[0] in ("release", "acquire") else ""
-    (copy / file).write_text(text[: barrier.start()] + without + text[barrier.end() :])
-    program = compile_program(HERE / "walk_on_cpu.cpp", tmp_path / "mutant", headers=copy)
+    program = compile_with(file, text[: barrier.start()] + without + text[barrier.end() :], tmp_path)
     assert any(race_is_reported(program, case, tmp_path) for case in (SMALL, CHUNKS, PARTS, LOOPED))
 
 
 @pytest.mark.skipif(not SANITIZER.startswith("address"), reason="needs AddressSanitizer; run by `make verify`")
 def test_a_write_past_the_result_is_reported(tmp_path: Path) -> None:
     past = Mutant("tile.cuh", "|| first_label + label >= walk.labels) continue;", ") continue;")
-    program = compile_program(HERE / "walk_on_cpu.cpp", tmp_path / "mutant", headers=mutate(past, tmp_path))
+    program = compile_mutant(past, tmp_path)
     write_problem(SMALL, tmp_path / "problem")
     assert "heap-buffer-overflow" in run(program, tmp_path / "problem", tmp_path / "result", 0).stderr
 
