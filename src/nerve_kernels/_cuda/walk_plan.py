@@ -27,7 +27,8 @@ LABELS_PER_LANE = (2, 4, 6, 8)  # as csrc/cuda/walk.cu instantiates the kernel
 TILES = ((8, 4), (8, 8), (8, 16), (16, 16))  # rows × columns of tokens; sides are powers of two
 CELLS_PER_CHUNK = (256, 128, 64, 32)  # multiplied at a time; 256 take no more space than the sums of all warps
 PAD = 4
-WAITS = 1024  # of a step, in tokens × labels that a multiprocessor multiplies meanwhile; counted in benchmarks/NOTES.md
+# of a step, 2.4 µs, in tokens × labels of a multiprocessor, 768 in 1.6 µs: the counts of benchmarks/NOTES.md
+WAITS = 1152
 
 
 @dataclass(frozen=True)
