@@ -58,7 +58,7 @@ def _of_nvidia(kernel: Any) -> Compiled:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _output(NVIDIA_TOOLS / "cuobjdump", "-res-usage", file.name)
-        # without its analysis of dataflow, which prints the same and takes a third of the time
+        # without its analysis of dataflow, which changes nothing that is printed and takes a third of the time
         sass = _output(NVIDIA_TOOLS / "nvdisasm", "-c", "-ndf", file.name)
     return Compiled(
         registers=int(re.findall(r"REG:(\d+)", usage)[-1]),

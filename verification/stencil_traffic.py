@@ -42,7 +42,9 @@ def middle_step(size: StencilSize, dtype: torch.dtype) -> Launch:
     """A step between two buffers, which is neither the first nor the last, on tensors without storage."""
     seeds = torch.empty(1, math.prod(size.grid), size.labels, device="meta")
     step = StencilStep.of(size.affinity(dtype))
-    ((launch, _),) = step.plan(padded_rows(seeds), seeds, padded_rows(seeds), 0.2, 0.8).parts
+    ((launch, _),) = step.plan(
+        padded_rows(seeds.shape, seeds.device), seeds, padded_rows(seeds.shape, seeds.device), 0.2, 0.8
+    ).parts
     return launch
 
 

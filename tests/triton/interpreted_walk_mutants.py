@@ -96,8 +96,8 @@ MUTANTS = {
         {**SMALL, "labels": 33},
     ),
     "P of a segment is overwritten before it is used": (
-        "random_walk_backward", "random_walk_backward", "(states[step - 1], states[step - 1]) if step",
-        "(states[step], states[step - 1]) if step", {**SMALL, "steps": 4},
+        "random_walk_backward", "random_walk_backward", "backward.step_back(states[step], p, adjoint)",
+        "backward.step_back(states[step], states[step], adjoint)", {**SMALL, "steps": 4},
     ),
     "the adjoint forgets the division of rows": (
         "random_walk_backward", "random_walk_backward", "if normalize:", "if False:", SMALL,

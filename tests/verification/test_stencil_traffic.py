@@ -25,7 +25,7 @@ def test_sectors_of_p_are_those_of_the_compiled_kernel():
     seeds = torch.ones(1, 8 * 24, 5)
     affinity = SMALL.affinity(torch.float32)
     affinity = affinity._replace(values=torch.ones(1, 16, 8 * 24).transpose(1, 2))
-    p, out = padded_rows(seeds), padded_rows(seeds)
+    p, out = padded_rows(seeds.shape, seeds.device), padded_rows(seeds.shape, seeds.device)
     for each in (p, out):
         each.untyped_storage().fill_(0)
     ((launch, _),) = StencilStep.of(affinity).plan(p, seeds, out, 0.2, 0.8).parts

@@ -90,15 +90,12 @@ class WalkOperator:
 
     def empty(self, count: int, size: Sequence[int]) -> Tensor:
         """(count, *size) float32, each contiguous at a multiple of 16 bytes, so that one launch serves them all."""
-        numbers = math.prod(size)
-        apart = -(-numbers // 4) * 4
-        rows = torch.empty((count, apart), dtype=torch.float32, device=self.device)
-        return rows[:, :numbers].unflatten(1, list(size))
+        return padded_rows((count, math.prod(size)), self.device).unflatten(1, list(size))
 
     def buffers(self, wide: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """What P goes to in turn, ``wide`` among them; where rows are gathered alone, two with rows made for that."""
         if self.sparse and self.u is None:
-            first, second = (padded_rows(wide) if steps > least else wide for least in (2, 1))
+            first, second = (padded_rows(wide.shape, wide.device) if steps > least else wide for least in (2, 1))
             return first, second
         return wide, torch.empty_like(wide) if steps > 1 else wide
 

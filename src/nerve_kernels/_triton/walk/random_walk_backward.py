@@ -156,10 +156,10 @@ def _run(
         own_pools = [None] * count if pools is None else pools[:count].unbind()
         forward.through(first, seeds, states[: count - 1].unbind(), own_pools)
         states[count - 1].copy_(adjoint)
-        adjoint = torch.empty_like(grad_seeds) if first is seeds else first
         for step in reversed(range(count)):
-            p, out = (states[step - 1], states[step - 1]) if step else (first, adjoint)
-            backward.step_back(states[step], p, out)
+            p = states[step - 1] if step else first
+            adjoint = torch.empty_like(grad_seeds) if p is seeds else p
+            backward.step_back(states[step], p, adjoint)
         if pools is not None:
             backward.collect_u(states[:count], pools[:count])
         grad_seeds.view(-1).addmv_(states[:count].flatten(1).t(), shares[:count])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -31,11 +32,11 @@ def row_places(label, units, ALIGN: tl.constexpr):
     return tl.max_contiguous(tl.multiple_of(places, ALIGN), ALIGN)
 
 
-def padded_rows(like: Tensor) -> Tensor:
-    """Another (B, N, C) float32, whose rows begin at multiples of 16 bytes."""
-    batch, tokens, labels = like.shape
-    pitch = -(-labels // ROW_UNIT) * ROW_UNIT
-    return torch.empty((batch, tokens, pitch), dtype=torch.float32, device=like.device)[:, :, :labels]
+def padded_rows(size: Sequence[int], device: torch.device) -> Tensor:
+    """Float32 of this size, whose rows, of the last axis, begin at multiples of 16 bytes."""
+    *axes, columns = size
+    pitch = -(-columns // ROW_UNIT) * ROW_UNIT
+    return torch.empty((*axes, pitch), dtype=torch.float32, device=device)[..., :columns]
 
 
 def label_block(pitch: int) -> int:
